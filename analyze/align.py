@@ -1,0 +1,246 @@
+"""What of two traces can be compared, and where it lies.
+
+Rows are matched by token, not by step: a prompt fed at once lines up with the same prompt fed in chunks, and
+16 decode steps with 64.  Tensors with a key axis are compared on the keys that both steps see.  The steps of
+a comparison are ours (A's); its order is step, then execution order.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from ..tracer.format import Step, TensorSpec
+from ..tracer.names import Key
+from ..tracer.trace import Trace
+from .blocks import DOT, Piece
+from .differences import comparable, notes, nothing_in_common
+from .metrics import Measured
+from .sources import Source, sources
+from .tokens import agreement
+from .wiring import kind_of
+
+
+class Run(NamedTuple):
+    """Tokens whose rows lie one after the other on both sides: `rows_*` in datasets that join all steps."""
+
+    tokens: np.ndarray
+    rows_a: slice
+    rows_b: slice
+
+
+class View(NamedTuple):
+    """The part of a tensor that one of our steps and one of the reference's have in common, in `axes`."""
+
+    a: np.ndarray
+    b: np.ndarray
+    axes: tuple[str, ...]
+    tokens: np.ndarray
+
+
+@dataclass
+class Alignment:
+    """What is comparable; `refusal` says why nothing is, `bos` that only a leading token differs."""
+
+    a: Source
+    b: Source
+    common: int
+    keys: list[Key] = field(default_factory=list)
+    problems: dict[Key, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    refusal: str | None = None
+    bos: str | None = None
+
+    def __post_init__(self) -> None:
+        self._runs: dict[tuple[bytes, bool], list[Run]] = {}
+        self.index = {key: i for i, key in enumerate(self.keys)}
+
+    @cached_property
+    def steps(self) -> int:
+        """How many of our steps there are; figures are arrays [tensor, step]."""
+        return len(self.a.steps)
+
+    # ---- rows
+
+    def tokens(self, key: Key) -> np.ndarray:
+        """The tokens for which both sides recorded `key`."""
+        if not self.common:
+            return np.empty(0, int)
+        step_a, step_b = self.a.step_of[: self.common], self.b.step_of[: self.common]
+        written = self.a.has(key)[step_a] & self.b.has(key)[step_b]
+        kept = (self.a.row_of[: self.common] >= 0) & (self.b.row_of[: self.common] >= 0)
+        return np.flatnonzero(written & kept)
+
+    def runs(self, key: Key, *, by_step: bool) -> list[Run]:
+        """The runs of common tokens; `by_step` cuts them where either side begins a new step."""
+        tokens = self.tokens(key)
+        known = (tokens.tobytes(), by_step)
+        if known not in self._runs:
+            self._runs[known] = self._cut(tokens, by_step)
+        return self._runs[known]
+
+    def _cut(self, tokens: np.ndarray, by_step: bool) -> list[Run]:
+        if not len(tokens):
+            return []
+        rows_a, rows_b = self.a.row_of[tokens], self.b.row_of[tokens]
+        breaks = (np.diff(rows_a) != 1) | (np.diff(rows_b) != 1)
+        if by_step:
+            breaks |= (np.diff(self.a.step_of[tokens]) != 0) | (np.diff(self.b.step_of[tokens]) != 0)
+        edges = [0, *(np.flatnonzero(breaks) + 1), len(tokens)]
+        return [
+            Run(tokens[i:j], slice(rows_a[i], rows_a[i] + j - i), slice(rows_b[i], rows_b[i] + j - i))
+            for i, j in pairwise(edges)
+        ]
+
+    # ---- what is measured
+
+    def pieces(self) -> Iterator[Piece]:
+        """Everything that is comparable, as matrices for `metrics.measure`."""
+        for index, key in enumerate(self.keys):
+            spec = self.a.specs[key]
+            if spec.joined:
+                yield from self._joined(index, key, spec)
+            else:
+                yield from self._blocks(index, key, spec)
+
+    def _joined(self, index: int, key: Key, spec: TensorSpec) -> Iterator[Piece]:
+        a, b = self.a.joined(key), self.b.joined(key)
+        head_dim = spec.sizes["dim"] if spec.axes[-2:] == ("head", "dim") else 0
+        for run in self.runs(key, by_step=False):
+            steps = self.a.step_of[run.tokens]
+            step = int(steps[0]) if steps[0] == steps[-1] else steps
+            shape = (len(run.tokens), -1)
+            yield Piece(index, a[run.rows_a].reshape(shape), b[run.rows_b].reshape(shape), step, head_dim)
+
+    def _blocks(self, index: int, key: Key, spec: TensorSpec) -> Iterator[Piece]:
+        decoded = []
+        for run in self.runs(key, by_step=True):
+            step_a, step_b = self._steps(run)
+            if step_a.phase == step_b.phase == "decode":
+                decoded.append(run)
+                continue
+            view = self._view(key, spec, run)
+            for a, b in _matrices(view.a, view.b):
+                yield Piece(index, a, b, step_a.index, masked=_is_scores(key))
+        if decoded:
+            yield from self._decoded(index, key, spec, decoded)
+
+    def _decoded(self, index: int, key: Key, spec: TensorSpec, runs: list[Run]) -> Iterator[Piece]:
+        """Decode steps, all at once where both sides lay them out alike."""
+        steps = [self._steps(run) for run in runs]
+        at_a = self.a.decode_index[[step.index for step, _ in steps]]
+        at_b = self.b.decode_index[[step.index for _, step in steps]]
+        a, b = self.a.decode(key), self.b.decode(key)
+        together = (np.diff(at_a) == 1).all() and (np.diff(at_b) == 1).all() and a.shape[1:] == b.shape[1:]
+        numbers = np.array([step.index for step, _ in steps])
+        keys = np.array([min(step_a.kv_len, step_b.kv_len) for step_a, step_b in steps])
+        if together:
+            width, valid = _padding(spec, a.shape[1:], keys)
+            x, y = (side[at[0] : at[-1] + 1].reshape(-1, width) for side, at in ((a, at_a), (b, at_b)))
+            numbers = np.repeat(numbers, len(x) // len(numbers))
+            yield Piece(index, x, y, numbers, 0, _is_scores(key), valid)
+            return
+        for i, j, step, seen in zip(at_a, at_b, numbers.tolist(), keys.tolist()):
+            corner = tuple(map(slice, spec.shape(1, seen)))
+            for x, y in _matrices(a[i][corner], b[j][corner]):
+                yield Piece(index, x, y, step, masked=_is_scores(key))
+
+    # ---- looking closer
+
+    def views(self, key: Key, step: int) -> Iterator[View]:
+        """What one of our steps has in common with each of the reference's that cover it."""
+        spec = self.a.specs[key]
+        for run in self.runs(key, by_step=True):
+            if self._steps(run)[0].index == step:
+                yield self._view(key, spec, run)
+
+    def _view(self, key: Key, spec: TensorSpec, run: Run) -> View:
+        if spec.joined:
+            a, b = self.a.joined(key)[run.rows_a], self.b.joined(key)[run.rows_b]
+            return View(a, b.reshape(a.shape), spec.axes, run.tokens)
+        steps = self._steps(run)
+        shape = spec.shape(len(run.tokens), min(step.kv_len for step in steps))
+        sides = []
+        for source, step, rows in zip((self.a, self.b), steps, (run.rows_a, run.rows_b)):
+            if step.phase == "decode":
+                block, first = source.decode(key)[source.decode_index[step.index]], 0
+            else:
+                block, first = source.prefill(key, step.index), rows.start - source.first_row[step.index]
+            corner = [slice(size) for size in shape]
+            corner[spec.axes.index("query")] = slice(first, first + len(run.tokens))
+            sides.append(block[tuple(corner)])
+        return View(sides[0], sides[1], spec.axes, run.tokens)
+
+    def _steps(self, run: Run) -> tuple[Step, Step]:
+        token = run.tokens[0]
+        return self.a.steps[self.a.step_of[token]], self.b.steps[self.b.step_of[token]]
+
+    def phase(self, step: int) -> str:
+        """`prefill` or `decode`."""
+        return self.a.steps[step].phase
+
+    def op(self, key: Key) -> str:
+        """The op that computes `key`, as either trace names it."""
+        return self.b.specs[key].op or self.a.specs[key].op or kind_of(key)
+
+    def coverage(self, measured: Measured | None) -> dict[str, int]:
+        """How many tensors, counted for each step, were compared, lie on one side only, or don't fit."""
+        compared = 0 if measured is None else int(measured.compared.sum())
+        misfit = sum(int(self.a.has(key).sum()) for key in self.problems)
+        in_a = sum(int(self.a.has(key).sum()) for key in self.a.specs)
+        in_b = sum(int(self.b.has(key).sum()) for key in self.b.specs if key not in self.problems)
+        covered_b = sum(len(np.unique(self.b.step_of[self.tokens(key)])) for key in self.keys if compared)
+        return {
+            "compared": compared,
+            "only_a": in_a - compared - misfit,
+            "only_b": in_b - covered_b,
+            "incomparable": misfit,
+        }
+
+
+def _is_scores(key: Key) -> bool:
+    return key.name == "scores"
+
+
+def _padding(spec: TensorSpec, shape: tuple[int, ...], keys: np.ndarray) -> tuple[int, np.ndarray | None]:
+    """The width of the rows into which a decode block is cut, and how many elements of each row are no padding.
+
+    `shape` is that of a step, `keys` [step] how many keys each of them sees.
+    """
+    if spec.axes[-1] == "key":
+        return shape[-1], np.repeat(keys, np.prod(shape[:-1]))
+    width = int(np.prod(shape[1:]))
+    if spec.axes[0] == "tile":
+        tiles = -(-keys // spec.sizes["tile"])
+        return width, (np.arange(shape[0]) < tiles[:, None]).ravel() * width
+    return shape[0] * width, None
+
+
+def _matrices(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Two arrays of one shape as pairs of matrices that are views of them."""
+    if a.flags.c_contiguous and b.flags.c_contiguous:
+        whole = a.size // DOT * DOT  # long rows are measured faster than many short ones
+        a, b = a.reshape(-1), b.reshape(-1)
+        yield a[:whole].reshape(-1, DOT), b[:whole].reshape(-1, DOT)
+        yield a[None, whole:], b[None, whole:]
+    elif a.ndim == 2:
+        yield a, b
+    else:
+        for part_a, part_b in zip(a, b):
+            yield from _matrices(part_a, part_b)
+
+
+def align(a: Trace, b: Trace) -> Alignment:
+    """Match what two traces recorded; `b` is the reference."""
+    agreed = agreement(a, b)
+    source_a, source_b, statistics = sources(a, b)
+    keys, problems = comparable(source_a, source_b)
+    said = [text for text in (agreed.note, statistics) if text]
+    said += notes(source_a, source_b, problems)
+    found = Alignment(source_a, source_b, agreed.common, keys, problems, said, agreed.refusal, agreed.bos)
+    if found.refusal is None and found.bos is None and not any(len(found.tokens(key)) for key in keys):
+        found.refusal = nothing_in_common(source_a, source_b, problems)
+    return found

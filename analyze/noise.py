@@ -1,0 +1,212 @@
+"""The threshold of every tensor: what rounding explains, from its own op and from its inputs' errors.
+
+There is no global tolerance.  For each tensor and step
+
+    noise = own + stored + sum over inputs of gain * (the input's error, as far as that is noise itself)
+
+`own` is the op's rounding at the two declared precisions (`roundoff`), `stored` that of the types in the
+files, `gain` how much the op can enlarge an error (`growth`).  The inputs' errors are measured, so that an op
+is judged by what it adds.  Where an input was not recorded, its error is estimated from the nearest recorded
+tensors that lead to it, with gains of at most 1.
+
+Random errors of q and k do not multiply all scores by one factor: where nearly all of the difference is one,
+what scores inherit is no excuse.
+
+Where two runs of one engine agree to the bit up to an op, nothing is inherited and `own` alone counts: a
+difference of 1e-5 is a fault there, and rounding forty layers deep in a quantised model.
+
+`match`: the same values.  `rounding`: NRMSE <= noise.  `inherited`: over noise, but explained by an input
+that diverged.  `diverged`: more than noise and inputs explain, or NaN or masks on one side only.
+"""
+
+import numpy as np
+
+from ..tracer.errors import UserError
+from ..tracer.format import Header
+from ..tracer.names import Key
+from ..tracer.text import visible
+from . import growth, roundoff
+from .align import Alignment
+from .growth import Error, Op, Part
+from .metrics import Measured
+from .roundoff import Precision
+from .wiring import HISTORY, Wiring, base_name
+
+MOST = 0.5  # no more than this is ever called rounding
+UNKNOWN_TERMS = 1024  # length of a sum whose operands were not recorded
+STATISTIC = 4.0  # min, max and mean of a row feel an error more than its norm does
+BIN_SHARE = 6.0  # numbers that change the bin of a histogram (of powers of 2) for each one and unit of error
+ONE_FACTOR = 0.9  # the share of a difference that a common factor explains where it is no accident
+MANY = 64  # elements from which on this can be told
+MOST_LAYERS = 1000  # a header that states more is not believed
+DEEPEST = 50  # how many tensors that were not recorded are passed through on the way to one that was
+
+STATUSES = ("", "match", "rounding", "inherited", "diverged")
+MATCH, ROUNDING, INHERITED, DIVERGED = 1, 2, 3, 4
+
+
+class Noise:
+    """Thresholds `noise`, errors `added` and `status` of all compared tensors, arrays [tensor, step]."""
+
+    def __init__(self, alignment: Alignment, measured: Measured):
+        a, b = alignment.a, alignment.b
+        self.keys, self._measured = alignment.keys, measured
+        self._specs = {base_name(key): spec for key, spec in (a.specs | b.specs).items()}
+        self._dtypes = [(a.specs[key].dtype, b.specs[key].dtype) for key in self.keys]
+        self._wiring = Wiring(a.specs, b.specs, _layers(b.trace.header))
+        self._sides = (Precision.of(a.trace.header), Precision.of(b.trace.header))
+        self._positions = np.array([step.kv_len - 1 for step in a.steps], float)
+        self._spread = 1 + np.array([step.n_tokens for step in a.steps], float) ** -0.5
+        self._nrmse, self._rows, self._rms = measured.nrmse, measured.row_nrmse, measured.rms_b
+        self._norm, self._compared, self._equal = measured.mag_b, measured.compared, measured.equal
+        self._broken = (measured.total("clashes") + measured.total("mask_differs")) > 0
+        self._errors: dict[Key, Error] = {}
+        self._parts: list[list[Part]] = []
+        self.noise = np.full(self._nrmse.shape, np.nan)
+        self.added = np.full(self._nrmse.shape, np.nan)
+        self.status = np.zeros(self._nrmse.shape, np.int8)
+        layer = -1
+        for index, key in enumerate(self.keys):
+            last = self._wiring.last_layer + 1 if key.layer is None else key.layer
+            while key.name != "embd" and layer < last:  # so that no recursion is deeper than a layer
+                self._error(Key(layer, "resid_out") if layer >= 0 else Key(None, "embd"))
+                layer += 1
+            self._judge(index, key)
+
+    def first(self) -> tuple[int, int] | None:
+        """The first diverged tensor as (index of its key, step): by step, then execution order."""
+        steps, keys = np.nonzero((self.status == DIVERGED).T)
+        return (int(keys[0]), int(steps[0])) if len(steps) else None
+
+    def segment(self, key: Key) -> tuple[list[Key], list[Key]]:
+        """The recorded tensors that lead to `key`, and those in between that were not recorded."""
+        return self._wiring.nearest(base_name(key), {base_name(name) for name in self.keys})
+
+    def explain(self, key: Key, step: int) -> str:
+        """How the threshold of a tensor came about, line by line; UserError where it was not compared."""
+        index = self.keys.index(key) if key in self.keys else -1
+        if index < 0 or not 0 <= step < len(self._positions) or not self._compared[index, step]:
+            raise UserError(f"{visible(str(key))} of step {step} was not compared")
+        parts = self._parts[index]
+        noise = self.noise[index, step]
+        lines = [f"{visible(str(key))}, step {step}: the threshold {noise:.1e} is the sum of"]
+        lines += [f"  {part.noise[step]:8.1e}  {visible(part.text)}" for part in parts]
+        if sum(part.noise[step] for part in parts) > MOST:
+            lines.append(f"  and no more than {MOST}: nothing above is ever called rounding")
+        more = sum(part.full[step] - part.noise[step] for part in parts)
+        if more > 0:
+            lines.append(f"inputs that diverged explain {more:.1e} more")
+        lines.append(f"measured: NRMSE {self._nrmse[index, step]:.1e}, {STATUSES[self.status[index, step]]}")
+        return "\n".join(lines)
+
+    # ---- judging
+
+    def _judge(self, index: int, key: Key) -> None:
+        base = base_name(key)
+        reasons, tainted = self._reasons(base, self._rms[index] if key == base else None)
+        parts = [*self._statistic(index, key, reasons), self._stored(index)]
+        if key.name == "scores":
+            random = np.where(self._one_factor(index) & ~tainted, 0.0, 1.0)
+            parts = [part.mapped(lambda e: e * random) if part.inherited else part for part in parts]
+        noise = np.minimum(sum(part.noise for part in parts), MOST)
+        inherited = sum((part.full for part in parts if part.inherited), np.zeros_like(noise))
+        error = np.where(self._broken[index] | np.isnan(self._nrmse[index]), np.inf, self._nrmse[index])
+        explained = tainted & ((error <= noise + inherited) | self._broken[index])
+        status = np.select(
+            [self._equal[index], error <= noise, explained], [MATCH, ROUNDING, INHERITED], default=DIVERGED
+        )
+        compared = self._compared[index]
+        self.status[index] = np.where(compared, status, 0)
+        self.noise[index] = np.where(compared, noise, np.nan)
+        self.added[index] = np.where(compared, np.maximum(self._nrmse[index] - inherited, 0), np.nan)
+        self._parts.append(parts)
+        if not key.name.endswith(".hist"):
+            self._remember(index, key, parts, tainted | (status == DIVERGED))
+
+    def _one_factor(self, index: int) -> np.ndarray:
+        """Where one factor on all elements explains nearly all of the difference [step]."""
+        dd, db, bb, count = (self._measured.total(name)[index] for name in ("dd", "db", "bb", "count"))
+        return (count >= MANY) & (db * db > ONE_FACTOR * dd * bb)
+
+    def _stored(self, index: int) -> Part:
+        ours, theirs = self._dtypes[index]
+        with np.errstate(invalid="ignore"):
+            amount = np.hypot(*(roundoff.storage(dtype, self._rms[index]) for dtype in (ours, theirs)))
+        return Part(f"stored as {ours} and {theirs}", amount, amount)
+
+    def _statistic(self, index: int, key: Key, parts: list[Part]) -> list[Part]:
+        """What the reasons for a tensor's error mean for a statistic of it."""
+        if key.name.endswith(".hist"):
+            counts = np.maximum(self._measured.total("bb")[index], 1)
+            numbers = np.sqrt(self._measured.total("count")[index] * counts)  # at least as many were counted
+            few = np.sqrt(2 * 8 / counts)
+            moved = (part.mapped(lambda e: np.sqrt(2 * BIN_SHARE * numbers * e / counts)) for part in parts)
+            return [Part("eight numbers near the edge of a bin", few, few), *moved]
+        return [part.mapped(lambda e: STATISTIC * e) for part in parts] if key != base_name(key) else parts
+
+    def _remember(self, index: int, key: Key, parts: list[Part], tainted: np.ndarray) -> None:
+        """Keep the tensor's error for the ops that read it; several statistics of one count as the worst.
+
+        Below a diverged tensor noise cannot be measured any more: it is taken to be what it was above.
+        """
+        healthy = growth.typical(parts, "noise")
+        whole, rows = (np.nan_to_num(e[index], nan=0.0) for e in (self._nrmse, self._rows))
+        share = np.minimum(healthy / np.maximum(np.maximum(whole, rows), 1e-300), 1)
+        sound = np.where(tainted, share, 1.0)
+        full = key == base_name(key)
+        largest = self._measured.total("max_abs")[index]
+        found = Error(whole, rows, largest, sound, tainted & self._compared[index])
+        if full:
+            found.rms, found.norm = self._rms[index], self._norm[index]
+        elif key.name.endswith(".l2"):
+            found.norm = self._rms[index]
+        earlier = self._errors.get(base_name(key))
+        self._errors[base_name(key)] = found if earlier is None else earlier.worst(found)
+
+    # ---- the reasons for an error
+
+    def _reasons(self, key: Key, rms: np.ndarray | None, depth: int = 0) -> tuple[list[Part], np.ndarray]:
+        """Why `key` may differ, and whether it depends on what diverged [step]."""
+        kind = self._wiring.kind(key)
+        inputs = []
+        for name in self._wiring.inputs(key):
+            error = self._error(name, depth + 1)
+            history = kind in ("scores", "attend") and name.name in HISTORY
+            inputs.append((name, error.so_far() if history else error))
+        tainted = np.zeros(len(self._positions), bool)
+        for _, error in inputs:
+            tainted = tainted | error.tainted
+        terms = self._terms(key, kind)
+        op = Op(key, self._sides, inputs, terms, self._positions, self._spread, rms, self._scale(key, terms))
+        return list(growth.RULES[kind](op)), tainted
+
+    def _error(self, key: Key, depth: int = 0) -> Error:
+        """The error of an input; where it was not recorded, estimated from what leads to it."""
+        if key not in self._errors:
+            nothing = np.zeros(len(self._positions))
+            self._errors[key] = Error(nothing, nothing, None, nothing + 1, nothing > 0)  # also ends a circle
+            if depth < DEEPEST and key not in self.keys:
+                reasons, tainted = self._reasons(key, None, depth)
+                full, noise = growth.typical(reasons, "full"), growth.typical(reasons, "noise")
+                self._errors[key] = Error(full, full, None, noise / np.maximum(full, 1e-300), tainted)
+        return self._errors[key]
+
+    def _terms(self, key: Key, kind: str) -> int:
+        """How many products an element of `key` is the sum of."""
+        if kind in ("softmax", "attend"):
+            return int(self._positions.max(initial=0)) + 1
+        spec = next((self._specs[name] for name in self._wiring.inputs(key) if name in self._specs), None)
+        if spec is None:
+            return UNKNOWN_TERMS
+        last = spec.axes[-1:] if kind == "scores" else spec.axes[1:]
+        return int(np.prod([spec.sizes.get(axis, 1) for axis in last]))
+
+    def _scale(self, key: Key, terms: int) -> float:
+        declared = self._specs[key].conventions.get("scale") if key in self._specs else None
+        return float(declared) if isinstance(declared, (int, float)) else 1 / np.sqrt(max(terms, 1))
+
+
+def _layers(header: Header) -> int:
+    """The number of layers that a header states; 0 where it does not."""
+    stated = header.hyperparameters.get(f"{header.architecture}.block_count", 0)
+    return stated if isinstance(stated, int) and 0 < stated < MOST_LAYERS else 0

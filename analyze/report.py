@@ -1,0 +1,152 @@
+"""The comparison as people read it: what was compared, the verdict, the tensors around the divergence."""
+
+import math
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..tracer.text import visible
+from ..tracer.trace import Trace
+from .compare import UNKNOWN, Comparison, Row
+
+BEFORE, AFTER = 4, 12  # rows shown around the first divergence
+FEW = 14  # rows shown where nothing diverged
+
+VERDICTS = {
+    "match": ("MATCH", "bold green"),
+    "rounding": ("ROUNDING ONLY", "bold green"),
+    "diverged": ("DIVERGED", "bold red"),
+    "incomparable": ("INCOMPARABLE", "bold yellow"),
+}
+STYLES = {"match": "dim", "rounding": "", "inherited": "yellow", "diverged": "bold red"}
+COLUMNS = ("step", "tensor", "status", ">nrmse", ">max abs", ">cosine", ">scale", ">|a|", ">|b|", ">noise")
+HYPOTHESES = {"A": "normalisation or bias missing", "B": "Q·K computed wrongly", "C": "wrong scale factor"}
+ANSWERS = {True: ("yes", "bold red"), False: ("no", "green"), None: ("?", "dim")}
+WEAKER = "judged without the model file, by declared precision and inherited error; --model replays the op"
+LEGEND = (
+    "nrmse = |a-b| / |b|; |a|, |b| = mean norm of a head's vector, largest score, or RMS; "
+    "noise = the nrmse that rounding explains"
+)
+
+
+def render(comparison: Comparison, *, everything: bool = False) -> RenderableType:
+    """The whole report; `everything` shows all rows in place of those around the divergence."""
+    parts: list[RenderableType] = [_sides(comparison), Text(), *_verdict(comparison)]
+    if comparison.scenario.hypotheses:
+        parts += [Text(), _scenario(comparison)]
+    if comparison.measured is not None:
+        parts += [Text(), *_tensors(comparison, everything), Text(LEGEND, "dim")]
+    return Group(*parts)
+
+
+def describe_side(trace: Trace) -> str:
+    """One line on what a trace is a recording of."""
+    header = trace.header
+    decodes = sum(step.phase == "decode" for step in trace.flushed)
+    parts = [header.engine or "unknown engine", header.compute_dtype]
+    parts.append(f"{len(trace.prompt_ids)} prompt tokens" + (f" + {decodes} decoded" if decodes else ""))
+    if header.injected:
+        parts.append(f"fault put in: {header.injected}")
+    return visible(", ".join(part for part in parts if part))
+
+
+def coverage_text(comparison: Comparison) -> str:
+    """How much was compared, and what was not."""
+    coverage = comparison.coverage
+    text = f"{coverage['compared']} tensors compared, counted for each step"
+    for name, where in (("only_a", "only in a"), ("only_b", "only in b"), ("incomparable", "do not fit")):
+        if coverage[name]:
+            text += f"; {coverage[name]} {where}"
+    return text
+
+
+def _sides(comparison: Comparison) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    a, b = comparison.alignment.a.trace, comparison.alignment.b.trace
+    for name, trace in (("a", a), ("b", b)):
+        title = f"{visible(trace.path.name, 40)}{' (the reference)' if trace is b else ''}"
+        grid.add_row(Text(name, "bold"), Text.assemble((title, "bold"), f"  {describe_side(trace)}"))
+    grid.add_row("", Text(coverage_text(comparison), "dim"))
+    models = dict.fromkeys(t.header.model_name for t in (a, b) if t.header.model_name)
+    if models:
+        grid.add_row("", Text(f"model: {visible(' and '.join(models))}", "dim"))
+    for note in comparison.notes:
+        grid.add_row("", Text(f"note: {note}", "dim"))
+    return grid
+
+
+def _verdict(comparison: Comparison) -> list[RenderableType]:
+    name, style = VERDICTS[comparison.verdict]
+    lines: list[RenderableType] = [Text.assemble((name, style), "  ", sentence(comparison.sentence))]
+    lines += [Text(f"  · {visible(text)}") for text in comparison.evidence]
+    for cause in comparison.causes:
+        if cause.id != UNKNOWN:
+            named = (("CAUSE", "bold red"), "  ", (visible(cause.id), "bold"), f"  {visible(cause.evidence)}")
+            lines += [Text.assemble(*named), Text(f"fix    {visible(cause.fix)}")]
+    if any(cause.id == UNKNOWN for cause in comparison.causes):
+        lines.append(Text(f"  {WEAKER}", "dim"))
+    return lines
+
+
+def sentence(text: str) -> str:
+    """`text` with a capital and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _scenario(comparison: Comparison) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    scenario = comparison.scenario
+    said = sentence(visible(scenario.sentence)) if scenario.sentence else ""
+    title = Text.assemble((f"scenario {scenario.number}", "bold"), f"  {said}") if scenario.number else None
+    for name, answer in scenario.hypotheses.items():
+        word, style = ANSWERS[answer.yes]
+        question = Text.assemble((name, "bold"), f"  {HYPOTHESES[name]}?")
+        grid.add_row(question, Text(word, style), Text(visible(answer.figure)))
+    return grid if title is None else Group(title, grid)
+
+
+def _tensors(comparison: Comparison, everything: bool) -> list[RenderableType]:
+    total = comparison.coverage["compared"]
+    at = comparison.position
+    start, stop = (0, FEW) if at is None else (max(at - BEFORE, 0), at + AFTER)
+    if everything:
+        start, stop = 0, total
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    for column in COLUMNS:
+        right = column.startswith(">")
+        table.add_column(column.removeprefix(">"), justify="right" if right else "left", no_wrap=True)
+    for row in comparison.rows(start, stop):
+        table.add_row(*map(Text, _cells(row)), style=STYLES[row.status])
+    lines: list[RenderableType] = [table]
+    hidden = total - min(stop, total) + start
+    if hidden:
+        lines.append(Text(f"{hidden} of {total} rows are not shown (--all)", "dim"))
+    return lines
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    figures = (row.mag_a, row.mag_b)
+    return (
+        str(row.step),
+        visible(str(row.key), 20),
+        row.status,
+        error_text(row.nrmse),
+        error_text(row.max_abs),
+        f"{row.cosine:.6f}" if math.isfinite(row.cosine) else "-",
+        number_text(row.scale),
+        *map(number_text, figures),
+        error_text(row.noise),
+    )
+
+
+def error_text(value: float) -> str:
+    """An error in two digits; `-` where there is none to tell."""
+    if not math.isfinite(value):
+        return "-"
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def number_text(value: float) -> str:
+    """A magnitude in four digits."""
+    return f"{value:.4g}" if math.isfinite(value) else "-"

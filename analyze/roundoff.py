@@ -1,0 +1,93 @@
+"""How much rounding an op may add by itself, from the precision that each side declares.
+
+A stored number is off by at most its unit roundoff u, relatively, and by half of it on average.  A sum of K
+products in float32 is off by about sqrt(K) u of its result (errors of random sign; Higham & Mary 2019,
+doi:10.1137/18M1226312), whatever order or tile size an engine sums in.  Engines that compute in 16 or 8 bits
+round the operands and the result to that and still add up in float32; where a result is small by cancellation
+the operands' rounding weighs more, OPERANDS units on a prefill and twice that for one token (with 8-bit
+activations V was seen 2 and 6 units off).
+An RMS norm's sum has no cancellation and its root halves the error.  All figures are relative to the L2 norm
+of the tensor (as NRMSE is) and upper ends: typical ones are a quarter to a tenth.
+"""
+
+import math
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from ..tracer.format import Header, numpy_dtype
+
+UNIT = {  # largest relative error of rounding to nearest
+    "float64": 2.0**-53,
+    "float32": 2.0**-24,
+    "tfloat32": 2.0**-11,
+    "float16": 2.0**-11,
+    "bfloat16": 2.0**-8,
+    "float8_e4m3fn": 2.0**-4,
+    "float8_e5m2": 2.0**-3,
+}
+F32 = UNIT["float32"]
+QUANTISED = 8e-3  # activations in 32 signed bytes and a scale (ggml): off by 4e-3 of their RMS on average
+OPERANDS = 4.0
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Unit roundoffs of one engine: matrix products with weights, attention, everything else."""
+
+    product: float
+    attention: float
+    other: float
+    says: str
+
+    @classmethod
+    def of(cls, header: Header) -> "Precision":
+        """From the header; llama.cpp quantises activations for quantised weights and keeps K and V in f16.
+
+        `settings["activation"]` (q8, f16, bf16, f32) overrides what is assumed of products.
+        """
+        other = UNIT.get(header.compute_dtype, F32)
+        ggml = header.engine.startswith("llama.cpp")
+        activation = str(header.settings.get("activation", "q8" if ggml else ""))
+        names = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64"}
+        product = QUANTISED if activation == "q8" else UNIT.get(names.get(activation, ""), other)
+        attention = max(other, UNIT["float16"]) if ggml else other
+        says = "8-bit activations" if activation == "q8" else header.compute_dtype or "float32"
+        return cls(product, attention, other, says)
+
+
+def storage(dtype: str, rms: np.ndarray) -> np.ndarray:
+    """Rounding to a stored type: u, and half the spacing of its smallest numbers where values are tiny."""
+    if dtype not in UNIT:
+        return np.zeros_like(rms)
+    spacing = float(ml_dtypes.finfo(numpy_dtype(dtype)).smallest_subnormal) / 2
+    return UNIT[dtype] + spacing / np.maximum(rms, spacing)
+
+
+def product(unit: float, terms: int, spread: np.ndarray) -> np.ndarray:
+    """A matrix product over `terms`: operands and result rounded to `unit`, the sum in float32 or better.
+
+    `spread` is 2 for one token and goes to 1 for many, whose errors average out.
+    """
+    return OPERANDS * spread * unit + math.sqrt(terms) * min(unit, F32)
+
+
+def norm(unit: float, terms: int) -> float:
+    """An RMS norm over `terms`, added up one by one at worst."""
+    return 3 * unit + math.sqrt(terms) / 2 * min(unit, F32)
+
+
+def rotation(unit: float, position: np.ndarray) -> np.ndarray:
+    """RoPE at `position`: an angle computed in float32 is off by position * u radians."""
+    return 3 * unit + 2 * position * min(unit, F32)
+
+
+def softmax(unit: float, terms: int) -> float:
+    """exp of a rounded argument, a sum over `terms` keys in tiles, a division."""
+    return 8 * unit + math.sqrt(terms) * min(unit, F32)
+
+
+def elementwise(unit: float) -> float:
+    """A few roundings of one element: sum, product, activation."""
+    return 4 * unit

@@ -1,0 +1,130 @@
+"""A trace's tensors as whole datasets, and a full trace seen as if only its statistics had been recorded."""
+
+from functools import cached_property
+
+import numpy as np
+
+from ..tracer import stats
+from ..tracer.format import Step, TensorSpec
+from ..tracer.names import Key
+from ..tracer.trace import Trace
+from .metrics import give_back
+
+CHUNK = 1 << 20  # elements that are summarised at once
+
+
+class Source:
+    """The tensors of a trace by dataset: all steps joined, a block of a prefill step, or of all decode steps.
+
+    `steps` are the finished ones.  `step_of` gives the step and `row_of` the row in joined datasets of each
+    token; -1 where it has none.
+    """
+
+    def __init__(self, trace: Trace):
+        self.trace = trace
+        self._written: dict[Key, np.ndarray] = {}
+        self.steps: list[Step] = [step for i, step in enumerate(trace.flushed) if step.index == i]
+        tokens = max((step.kv_len for step in self.steps), default=0)
+        self.step_of = np.full(tokens, -1)
+        for step in self.steps:
+            self.step_of[step.start : step.kv_len] = step.index
+        self.row_of = np.full(tokens, -1)
+        kept = trace.recorded[trace.recorded < tokens]
+        self.row_of[kept] = np.flatnonzero(trace.recorded < tokens)
+        self.row_of[self.step_of < 0] = -1
+
+    @cached_property
+    def specs(self) -> dict[Key, TensorSpec]:
+        return self.trace.tensors
+
+    def has(self, key: Key) -> np.ndarray:
+        """Whether the tensor was written, for each finished step [step]."""
+        if key not in self._written:
+            written = [self.trace.has(key, step.index) for step in self.steps]
+            self._written[key] = np.array(written, bool)
+        return self._written[key]
+
+    @cached_property
+    def first_row(self) -> np.ndarray:
+        """The row, in joined datasets, with which each step begins [step]."""
+        return np.searchsorted(self.trace.recorded, [step.start for step in self.trace.steps])
+
+    @cached_property
+    def decode_index(self) -> np.ndarray:
+        """The place of each step among the recorded decode steps [step]."""
+        kept = [s.phase == "decode" and len(self.trace.rows(s.index)) > 0 for s in self.trace.steps]
+        return np.cumsum(kept) - 1
+
+    def joined(self, key: Key) -> np.ndarray:
+        """All rows of a token-first tensor [recorded token, ...]."""
+        return np.asarray(self.trace.rows_until(key, self.steps[-1].index))
+
+    def prefill(self, key: Key, step: int) -> np.ndarray:
+        """A prefill step of a tensor with a query axis, in its axes."""
+        return np.asarray(self.trace.read(key, step))
+
+    def decode(self, key: Key) -> np.ndarray:
+        """All decode steps of a tensor with a query axis [decode step, *axes], padded with NaN."""
+        spec = self.trace.tensors[key]
+        first = next(s.index for s in self.trace.steps if self.decode_index[s.index] == 0)
+        place = self.trace._layout.place(spec, first)
+        return np.asarray(self.trace._rows(spec, place._replace(first=0, count=place.shape[0])))
+
+
+class Summaries(Source):
+    """A full trace shown as its statistics, to be compared with a trace recorded with --stats-only."""
+
+    @cached_property
+    def _made(self) -> dict[Key, tuple[TensorSpec, TensorSpec]]:
+        """The declared statistic and the tensor it is made of, by the statistic's key."""
+        pairs = ((made, spec) for spec in self.trace.tensors.values() for made in stats.specs(spec))
+        return {made.key: (made, spec) for made, spec in pairs}
+
+    @cached_property
+    def specs(self) -> dict[Key, TensorSpec]:
+        return {key: made for key, (made, _) in self._made.items()}
+
+    def has(self, key: Key) -> np.ndarray:
+        return super().has(self._made[key][1].key)
+
+    def joined(self, key: Key) -> np.ndarray:
+        spec = self._made[key][1]
+        return self._summarize(key, spec, super().joined(spec.key), axis=0)
+
+    def prefill(self, key: Key, step: int) -> np.ndarray:
+        spec = self._made[key][1]
+        return self._summarize(key, spec, super().prefill(spec.key, step), axis=spec.axes.index("query"))
+
+    def decode(self, key: Key) -> np.ndarray:
+        spec = self._made[key][1]
+        if key == spec.key:
+            return super().decode(key)
+        steps = [s for s in self.steps if s.phase == "decode" and self.trace.has(spec.key, s.index)]
+        return np.stack([self._one(key, spec, self.trace.read(spec.key, step.index)) for step in steps])
+
+    def _summarize(self, key: Key, spec: TensorSpec, array: np.ndarray, axis: int) -> np.ndarray:
+        """One statistic of a large array, a slice of rows at a time."""
+        if key == spec.key:
+            return array
+        rows = max(1, CHUNK * array.shape[axis] // max(array.size, 1))
+        parts = []
+        for first in range(0, array.shape[axis], rows):
+            part = array[(slice(None),) * axis + (slice(first, first + rows),)]
+            parts.append(self._one(key, spec, part))
+            give_back(part)
+        return np.concatenate(parts, axis=axis)
+
+    @staticmethod
+    def _one(key: Key, spec: TensorSpec, array: np.ndarray) -> np.ndarray:
+        wide = array.astype(np.float64 if array.dtype == np.float64 else np.float32)
+        return stats.summarize(spec, wide)[key]
+
+
+def sources(a: Trace, b: Trace) -> tuple[Source, Source, str | None]:
+    """Both traces in the same terms: where one holds statistics only, the other's are computed."""
+    only = [any(key.name.endswith(".stats") for key in trace.tensors) for trace in (a, b)]
+    if only[0] == only[1]:
+        return Source(a), Source(b), "both hold statistics only" if only[0] else None
+    made = [Source(trace) if is_stats else Summaries(trace) for trace, is_stats in zip((a, b), only)]
+    side = "ours" if only[0] else "the reference"
+    return made[0], made[1], f"{side} holds statistics only: they are compared with the other's own"

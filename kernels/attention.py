@@ -1,0 +1,322 @@
+"""Softmax attention, as online softmax over KV tiles or as plain two-pass softmax.
+
+The online form (Milakov & Gimelshein 2018, arXiv:1805.02867; FlashAttention, arXiv:2205.14135) walks the
+keys tile by tile and keeps per query a running maximum m and a running sum l = sum(exp(score - m)); when
+a tile raises m, what was summed so far is multiplied by exp(m_old - m_new).  m and l are results here, after
+each tile and at the end, because a wrong merge shows in them first.
+"""
+
+# ruff: noqa: E741 - l is the field's name for the softmax sum
+
+from collections.abc import Iterator, Set
+
+import numpy as np
+
+from . import cuda as gpu
+
+HISTORY = (1, 2)  # inputs k and v hold every token so far, not only the ones of this step
+QUERY_BLOCK = 128  # queries per block: keeps a block of scores inside the L2 cache
+TILE = 128  # keys per tile of the online softmax
+EXTRAS = ("scores", "probs", "m", "l", "m_tiles", "l_tiles")
+
+MAX_DIM = 256  # head size of the CUDA kernels
+BLOCKS = {64: (64, 64), 128: (64, 64), 256: (32, 32)}  # head size rounded up -> queries, keys of a block
+EXPRESSIONS = {
+    "attention.cu": [
+        f"attention_prefill<{t}, {dim}, {queries}, {keys}>"
+        for t in gpu.STORAGE.values()
+        for dim, (queries, keys) in BLOCKS.items()
+    ],
+    "attention_decode.cu": [f"attention_decode<{t}>" for t in gpu.STORAGE.values()],
+}
+PROBLEM = np.dtype(  # struct Problem of attention.cuh
+    [(n, "i4") for n in ("tokens", "heads", "kv_heads", "dim", "max_keys", "tile", "causal", "window")]
+    + [("scale", "f4"), ("softcap", "f4")]
+)
+
+
+def cpu(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    scale: float,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    softmax: str = "online",
+    tile: int = TILE,
+    want: Set[str] = frozenset(),
+) -> dict[str, np.ndarray]:
+    """q [token, head, dim], k and v [key, kv_head, dim]; the queries are the last tokens of the keys.
+
+    Query head h reads KV head h // (heads / kv_heads).  A query at position p sees keys p - window < j <= p.
+    Returns `out` [token, head, dim] and, of those named in `want`: `scores` [head, query, key] as softmax
+    sees them (scaled, capped, -inf where masked), `probs` of the same shape, `m` and `l` [head, query], and
+    `m_tiles`, `l_tiles` [tile, head, query], the running state after each tile of keys.
+    """
+    tokens, heads, dim = q.shape
+    keys, kv_heads = k.shape[:2]
+    group = heads // kv_heads
+    results = _allocate(q.dtype, tokens, heads, dim, keys, tile, want)
+    grouped = {name: _group_heads(name, array, kv_heads) for name, array in results.items()}
+    k_heads, v_heads = k.transpose(1, 2, 0), v.transpose(1, 0, 2)
+    attend = {"online": _online, "two-pass": _two_pass}[softmax]
+    for start in range(0, tokens, QUERY_BLOCK):
+        rows = slice(start, min(start + QUERY_BLOCK, tokens))
+        positions = np.arange(keys - tokens + rows.start, keys - tokens + rows.stop)
+        # [kv_head, group * query, dim]: one product serves all the query heads of a KV head
+        block = (q[rows] * q.dtype.type(scale)).reshape(-1, kv_heads, group, dim).transpose(1, 2, 0, 3)
+        scored = _score_tiles(block, k_heads, positions, causal, window, softcap, tile)
+        attend(scored, v_heads, {name: _rows(name, a, rows) for name, a in grouped.items()}, keys, tile)
+    return results
+
+
+def _allocate(
+    dtype: np.dtype, tokens: int, heads: int, dim: int, keys: int, tile: int, want: Set[str]
+) -> dict[str, np.ndarray]:
+    shapes = shape((tokens, heads, dim), (keys,), tile=tile)
+    return {name: np.empty(shapes[name], dtype) for name in ("out", *EXTRAS) if name == "out" or name in want}
+
+
+def _group_heads(name: str, array: np.ndarray, kv_heads: int) -> np.ndarray:
+    """View the head axis as [kv_head, group], in front of (tile and) query; writes go to `array`."""
+    if name == "out":
+        tokens, heads, dim = array.shape
+        return array.reshape(tokens, kv_heads, heads // kv_heads, dim).transpose(1, 2, 0, 3)
+    axis = 1 if name.endswith("_tiles") else 0
+    heads = array.shape[axis]
+    return array.reshape(*array.shape[:axis], kv_heads, heads // kv_heads, *array.shape[axis + 1 :])
+
+
+def _rows(name: str, array: np.ndarray, rows: slice) -> np.ndarray:
+    """The queries `rows` of a grouped result."""
+    return array[:, :, :, rows] if name.endswith("_tiles") else array[:, :, rows]
+
+
+def _score_tiles(
+    q: np.ndarray,
+    k_heads: np.ndarray,
+    positions: np.ndarray,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    tile: int,
+) -> Iterator[tuple[slice, np.ndarray | None]]:
+    """Yield (keys, scores [kv_head, group, query, key] or None where the whole tile is masked)."""
+    kv_heads, group, queries, dim = q.shape
+    rows = q.reshape(kv_heads, group * queries, dim)
+    keys = k_heads.shape[2]
+    for first in range(0, keys, tile):
+        span = slice(first, min(first + tile, keys))
+        if causal and span.start > positions[-1]:
+            yield span, None
+            continue
+        scores = (rows @ k_heads[:, :, span]).reshape(kv_heads, group, queries, -1)
+        if softcap is not None:
+            scores = np.tanh(scores / q.dtype.type(softcap)) * q.dtype.type(softcap)
+        masked = _masked(positions, np.arange(span.start, span.stop), causal, window)
+        if masked is not None:
+            np.copyto(scores, -np.inf, where=masked)
+        yield span, scores
+
+
+def _masked(positions: np.ndarray, keys: np.ndarray, causal: bool, window: int | None) -> np.ndarray | None:
+    """Mask [query, key], True where the query must not see the key; None where it sees them all."""
+    distance = positions[:, None] - keys[None, :]
+    masked = np.zeros(distance.shape, bool)
+    if causal:
+        masked |= distance < 0
+    if window is not None:
+        masked |= distance >= window
+    return masked if masked.any() else None
+
+
+def _online(
+    scored: Iterator[tuple[slice, np.ndarray | None]],
+    v_heads: np.ndarray,
+    results: dict[str, np.ndarray],
+    keys: int,
+    tile: int,
+) -> None:
+    out = results["out"]
+    kv_heads, group, queries, _ = out.shape
+    m = np.full((kv_heads, group, queries, 1), -np.inf, out.dtype)
+    l = np.zeros_like(m)
+    acc = np.zeros(out.shape, out.dtype)
+    for index, (span, scores) in enumerate(scored):
+        if scores is not None:
+            m_new = np.maximum(m, scores.max(-1, keepdims=True))
+            safe = np.where(np.isneginf(m_new), 0, m_new)  # a row that has seen no key yet
+            p = np.exp(scores - safe)
+            shrink = np.exp(m - safe)
+            l *= shrink
+            l += p.sum(-1, keepdims=True)
+            acc *= shrink
+            acc += (p.reshape(kv_heads, group * queries, -1) @ v_heads[:, span]).reshape(acc.shape)
+            m = m_new
+        if "scores" in results:
+            results["scores"][..., span] = -np.inf if scores is None else scores
+        elif "probs" in results:
+            results["probs"][..., span] = -np.inf if scores is None else scores
+        for name, state in (("m_tiles", m), ("l_tiles", l)):
+            if name in results:
+                results[name][index] = state[..., 0]
+    out[...] = acc / l
+    _finish(results, m, l)
+
+
+def _two_pass(
+    scored: Iterator[tuple[slice, np.ndarray | None]],
+    v_heads: np.ndarray,
+    results: dict[str, np.ndarray],
+    keys: int,
+    tile: int,
+) -> None:
+    out = results["out"]
+    kv_heads, group, queries, _ = out.shape
+    scores = np.full((kv_heads, group, queries, keys), -np.inf, out.dtype)
+    for span, part in scored:
+        if part is not None:
+            scores[..., span] = part
+    m = scores.max(-1, keepdims=True)
+    p = np.exp(scores - m)
+    l = p.sum(-1, keepdims=True)
+    out[...] = ((p / l).reshape(kv_heads, group * queries, keys) @ v_heads).reshape(out.shape)
+    for name in ("scores", "probs"):
+        if name in results:
+            results[name][...] = scores
+    for index, end in enumerate(range(tile, keys + tile, tile)):
+        # a two-pass softmax has no running state: what it would be is told from the scores
+        if "m_tiles" in results or "l_tiles" in results:
+            head = scores[..., :end]
+            m_tile = head.max(-1, keepdims=True)
+            if "m_tiles" in results:
+                results["m_tiles"][index] = m_tile[..., 0]
+            if "l_tiles" in results:
+                safe = np.where(np.isneginf(m_tile), 0, m_tile)  # a row whose window begins later
+                results["l_tiles"][index] = np.exp(head - safe).sum(-1)
+    _finish(results, m, l)
+
+
+def _finish(results: dict[str, np.ndarray], m: np.ndarray, l: np.ndarray) -> None:
+    """Write final m and l, and turn the scores kept in `probs` into probabilities."""
+    if "m" in results:
+        results["m"][...] = m[..., 0]
+    if "l" in results:
+        results["l"][...] = l[..., 0]
+    if "probs" in results:
+        probs = results["probs"]
+        source = results.get("scores", probs)
+        np.subtract(source, m, out=probs)
+        np.exp(probs, out=probs)
+        probs /= l
+
+
+def cuda(
+    q: gpu.Array,
+    k: gpu.Array,
+    v: gpu.Array,
+    *,
+    scale: float,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    softmax: str = "online",
+    tile: int = TILE,
+    want: Set[str] = frozenset(),
+    kv_len: gpu.Array | None = None,
+    out: dict[str, gpu.Array] | None = None,
+) -> dict[str, gpu.Array]:
+    """As `cpu` with online softmax, on the GPU; all but `out` is float32 at every storage type.
+
+    With `kv_len`, int32 [1] on the GPU, k and v are caches [max_len, kv_head, dim] of which the first kv_len
+    keys are in use: results are sized for max_len and only what kv_len reaches is written.  `out` is what
+    `cuda_outputs` gives for these shapes; a decode step with it neither allocates nor depends on the host.
+    """
+    tokens, heads, dim = q.shape
+    max_keys, kv_heads = k.shape[:2]
+    if softmax != "online":
+        raise ValueError(f"the CUDA kernels do online softmax, not {softmax}")
+    if dim > MAX_DIM:
+        raise ValueError(f"head size {dim}: the CUDA kernels go up to {MAX_DIM}")
+    out = cuda_outputs(q.shape, k.shape, tile=tile, want=want, dtype=q.dtype) if out is None else out
+    problem = np.array(
+        (
+            *(tokens, heads, kv_heads, dim, max_keys, tile, causal),
+            np.iinfo(np.int32).max if window is None else window,
+            scale,
+            softcap or 0.0,
+        ),
+        PROBLEM,
+    )
+    results = (out[name] if name in want else None for name in EXTRAS)
+    args = (q, k, v, kv_len, out["out"], *results, problem)
+    if tokens > 1:
+        _prefill(q, args)
+    else:
+        _decode(q, args, out["workspace"], max_keys, kv_heads, tile)
+    return {name: array for name, array in out.items() if name == "out" or name in want}
+
+
+def cuda_outputs(
+    q: tuple[int, ...], k: tuple[int, ...], *, tile: int = TILE, want: Set[str] = frozenset(), dtype: np.dtype
+) -> dict[str, gpu.Array]:
+    """Arrays for `cuda(..., out=...)` with q and k of these shapes, and the workspace of a single query."""
+    shapes = shape(q, k, tile=tile)
+    arrays = {name: gpu.empty(shapes[name], np.float32) for name in EXTRAS if name in want}
+    arrays["out"] = gpu.empty(shapes["out"], dtype)
+    if q[0] == 1:
+        heads, dim, kv_heads = *q[1:], k[1]
+        size = _chunks(k[0], kv_heads, tile)[1] * heads * (dim + 2) + kv_heads
+        arrays["workspace"] = gpu.zeros((size,), np.float32)
+    return arrays
+
+
+def _prefill(q: gpu.Array, args: tuple[object, ...]) -> None:
+    tokens, heads, dim = q.shape
+    padded = next(size for size in BLOCKS if dim <= size)
+    queries, keys = BLOCKS[padded]
+    shared = 4 * ((queries + keys) * (padded + 4) + queries * (keys + 4))
+    expression = f"attention_prefill<{gpu.storage(q)}, {padded}, {queries}, {keys}>"
+    grid, block = (gpu.cdiv(tokens, queries), heads), (queries * 4,)
+    gpu.launch("attention.cu", expression, grid, block, *args, shared=shared)
+
+
+def _decode(
+    q: gpu.Array, args: tuple[object, ...], workspace: gpu.Array, max_keys: int, kv_heads: int, tile: int
+) -> None:
+    _, heads, dim = q.shape
+    group = heads // kv_heads
+    chunk, chunks = _chunks(max_keys, kv_heads, tile)
+    shared = 4 * max((group + 32) * (4 * gpu.cdiv(dim, 4) + 4) + group * chunk, 2 * chunks)
+    finished = workspace[-kv_heads:].view(np.int32)
+    args = (*args, np.int32(chunk), workspace, finished)
+    expression = f"attention_decode<{gpu.storage(q)}>"
+    gpu.launch("attention_decode.cu", expression, (chunks, kv_heads), (128,), *args, shared=shared)
+
+
+def _chunks(max_keys: int, kv_heads: int, tile: int) -> tuple[int, int]:
+    """Keys of a block and blocks per KV head, for a single query: about 256 blocks, two for each SM."""
+    chunk = min(tile, 32 * gpu.cdiv(max_keys * kv_heads, 32 * 256))
+    return chunk, max_keys // tile * gpu.cdiv(tile, chunk) + gpu.cdiv(max_keys % tile, chunk)
+
+
+def shape(
+    q: tuple[int, ...], k: tuple[int, ...], *_: object, tile: int = TILE, **__: object
+) -> dict[str, tuple[int, ...]]:
+    tokens, heads, dim = q
+    keys, tiles = k[0], -(-k[0] // tile)
+    return {
+        "out": (tokens, heads, dim),
+        "scores": (heads, tokens, keys),
+        "probs": (heads, tokens, keys),
+        "m": (heads, tokens),
+        "l": (heads, tokens),
+        "m_tiles": (tiles, heads, tokens),
+        "l_tiles": (tiles, heads, tokens),
+    }
+
+
+def flops(q: tuple[int, ...], k: tuple[int, ...], *_: object, **__: object) -> int:
+    return 4 * q[0] * q[1] * q[2] * k[0]

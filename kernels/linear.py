@@ -1,0 +1,100 @@
+"""Matrix product with a weight stored [out, in] as in GGUF and PyTorch (llama.cpp `ggml_mul_mat`)."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import cuda as gpu
+from . import dequantize
+from .dequantize import Blocks
+
+EXPRESSIONS = {
+    "linear.cu": [
+        *(f"linear<{t}, {w}>" for t in gpu.STORAGE.values() for w in dequantize.LAYOUT),
+        *(f"add_bias<{t}>" for t in gpu.STORAGE.values()),
+    ]
+}
+ROWS = 4  # of a weight in a block of threads, one a warp
+MATRICES = 3  # that one launch can multiply
+
+
+def cpu(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, *, heads: int | None = None
+) -> np.ndarray:
+    """x [token, ...] (flattened to [token, in]), weight [out, in], bias [out] -> [token, out].
+
+    With `heads` the result is viewed as [token, heads, out / heads].
+    """
+    tokens = x.shape[0]
+    y = x.reshape(tokens, -1) @ weight.T
+    if bias is not None:
+        y += bias
+    return y if heads is None else y.reshape(tokens, heads, -1)
+
+
+def cuda(
+    x: gpu.Array,
+    weight: Blocks,
+    bias: gpu.Array | None = None,
+    *,
+    heads: int | None = None,
+    out: gpu.Array | None = None,
+) -> gpu.Array:
+    """As `cpu`, on the GPU, with a weight in its GGUF type and a float32 bias.
+
+    One token multiplies the weight as it is; several multiply its values, in x's type, through cuBLAS.
+    """
+    (out,) = cuda_many(x, [weight], [bias], out=None if out is None else [out])
+    return out if heads is None else out.reshape(x.shape[0], heads, -1)
+
+
+def cuda_many(
+    x: gpu.Array,
+    weights: Sequence[Blocks],
+    biases: Sequence[gpu.Array | None],
+    *,
+    out: Sequence[gpu.Array] | None = None,
+) -> Sequence[gpu.Array]:
+    """The products of x with up to three weights; for one token a single launch where their types agree."""
+    tokens = x.shape[0]
+    x = x.reshape(tokens, -1)
+    out = [gpu.empty((tokens, w.shape[0]), x.dtype) for w in weights] if out is None else out
+    if tokens > 1 or x.size % 8:
+        for weight, bias, y in zip(weights, biases, out, strict=True):
+            _product(x, weight, bias, y.reshape(tokens, -1))
+        return out
+    for kind in dict.fromkeys(weight.kind for weight in weights):
+        matrices: list[object] = []
+        rows = 0
+        for weight, bias, y in zip(weights, biases, out, strict=True):
+            if weight.kind == kind:
+                matrices += [weight.data, bias, y, np.int32(weight.shape[0])]
+                rows += weight.shape[0]
+        matrices += [None, None, None, np.int32(0)] * (MATRICES - len(matrices) // 4)
+        expression = f"linear<{gpu.storage(x)}, {kind}>"
+        grid, block = (gpu.cdiv(rows, ROWS),), (32 * ROWS,)
+        gpu.launch("linear.cu", expression, grid, block, x, np.int32(x.size), *matrices)
+    return out
+
+
+def _product(x: gpu.Array, weight: Blocks, bias: gpu.Array | None, out: gpu.Array) -> None:
+    if dequantize.PLAIN[x.dtype.name] == weight.kind:
+        values = weight.data.view(x.dtype)
+    else:
+        values = dequantize.cuda(weight, dtype=x.dtype)
+    gpu.matmul(x, values.T, out)
+    if bias is not None:
+        grid = (gpu.cdiv(out.size, 256),)
+        args = (out, bias, np.int64(out.size), np.int32(out.shape[1]))
+        gpu.launch("linear.cu", f"add_bias<{gpu.storage(out)}>", grid, (256,), *args)
+
+
+def shape(
+    x: tuple[int, ...], weight: tuple[int, ...], *_: object, heads: int | None = None
+) -> tuple[int, ...]:
+    return (x[0], weight[0]) if heads is None else (x[0], heads, weight[0] // heads)
+
+
+def flops(x: tuple[int, ...], weight: tuple[int, ...], *_: object, **__: object) -> int:
+    return 2 * x[0] * math.prod(weight)

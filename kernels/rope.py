@@ -1,0 +1,119 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864; llama.cpp `ggml_rope_ext`).
+
+Two conventions of which elements form a rotated pair are in use, and exchanging them is a classic bug:
+`interleaved` pairs (2i, 2i+1) (GPT-J, Meta's Llama, GGUF's llama architecture) and `half-split` pairs
+(i, i + dims/2) (GPT-NeoX, transformers).
+"""
+
+import numpy as np
+
+from . import cuda as gpu
+
+PAIRINGS = {"interleaved": "true", "half-split": "false"}  # the INTERLEAVED of rope.cu
+EXPRESSIONS = {"rope.cu": [f"rope<{t}, {p}>" for t in gpu.STORAGE.values() for p in PAIRINGS.values()]}
+
+
+def inverse_frequencies(dims: int, base: float, factors: np.ndarray | None = None) -> np.ndarray:
+    """base^(-2i/dims) for i < dims/2, divided by `factors` [dims/2] where given -> float64, rad/position."""
+    freqs = float(base) ** (-np.arange(0, dims, 2, dtype=np.float64) / dims)
+    return freqs if factors is None else freqs / factors.astype(np.float64)
+
+
+def cpu(
+    x: np.ndarray,
+    positions: np.ndarray,
+    factors: np.ndarray | None = None,
+    *,
+    base: float,
+    dims: int,
+    pairing: str,
+) -> np.ndarray:
+    """x [token, head, dim], positions [token], factors [dims/2] -> rotated x; elements past `dims` pass.
+
+    Angles are computed in float64 and only cos and sin are rounded to x's dtype: at position 100 000 a
+    float32 angle is already wrong by 4e-3 rad.
+    """
+    angle = positions.astype(np.float64)[:, None] * inverse_frequencies(dims, base, factors)
+    cos = np.cos(angle).astype(x.dtype)[:, None, :]
+    sin = np.sin(angle).astype(x.dtype)[:, None, :]
+    first, second = pair_slices(dims, pairing)
+    a, b = x[..., first], x[..., second]
+    out = x.copy()
+    out[..., first] = a * cos - b * sin
+    out[..., second] = a * sin + b * cos
+    return out
+
+
+def cuda(
+    x: gpu.Array,
+    positions: gpu.Array,
+    factors: gpu.Array | None = None,
+    *,
+    base: float,
+    dims: int,
+    pairing: str,
+    out: gpu.Array | None = None,
+) -> gpu.Array:
+    """As `cpu`, on the GPU; positions are int32, factors float32."""
+    out = gpu.empty(x.shape, x.dtype) if out is None else out
+    arrays = (x, None, None, out, None, None, None, positions, None, factors)
+    _launch(arrays, x.shape, 0, base, dims, pairing)
+    return out
+
+
+def cuda_cached(
+    q: gpu.Array,
+    k: gpu.Array,
+    v: gpu.Array,
+    positions: gpu.Array,
+    factors: gpu.Array | None = None,
+    *,
+    base: float,
+    dims: int,
+    pairing: str,
+    cache: tuple[gpu.Array, gpu.Array],
+    kv_len: gpu.Array,
+    out: tuple[gpu.Array, gpu.Array] | None = None,
+) -> tuple[gpu.Array, gpu.Array]:
+    """Rotate q and k and append the rotated k and v to `cache`, in one launch; gives (q_rope, k_rope).
+
+    q [token, head, dim], k and v [token, kv_head, dim]; cache: k and v, [max_len, kv_head, dim]; kv_len:
+    int32 [1] on the GPU, the keys in the cache once these tokens are in.
+    """
+    q_rope, k_rope = out or (gpu.empty(q.shape, q.dtype), gpu.empty(k.shape, k.dtype))
+    arrays = (q, k, v, q_rope, k_rope, *cache, positions, kv_len, factors)
+    _launch(arrays, q.shape, k.shape[1], base, dims, pairing)
+    return q_rope, k_rope
+
+
+def _launch(
+    arrays: tuple[gpu.Array | None, ...],
+    shape: tuple[int, ...],
+    kv_heads: int,
+    base: float,
+    dims: int,
+    pairing: str,
+) -> None:
+    tokens, heads, dim = shape
+    if dim % 2 or dims % 2 or dims > dim:
+        raise ValueError(f"cannot rotate {dims} of {dim} elements: both must be even")
+    if pairing not in PAIRINGS:
+        raise ValueError(f"unknown RoPE pairing {pairing!r}: {' or '.join(PAIRINGS)}")
+    # few tokens: a block for every four heads, to use the GPU; many: the angles serve all the heads
+    spread = gpu.cdiv(heads + 2 * kv_heads, 4) if tokens < 128 else 1
+    numbers = (np.float64(base), *map(np.int32, (dims, dim, heads, kv_heads)))
+    expression = f"rope<{gpu.storage(arrays[0])}, {PAIRINGS[pairing]}>"
+    gpu.launch("rope.cu", expression, (tokens, spread), (dim // 2, 4), *arrays, *numbers)
+
+
+def pair_slices(dims: int, pairing: str) -> tuple[slice, slice]:
+    """The slices of the last axis that hold the first and the second element of every pair."""
+    if pairing == "interleaved":
+        return slice(0, dims, 2), slice(1, dims, 2)
+    if pairing == "half-split":
+        return slice(0, dims // 2), slice(dims // 2, dims)
+    raise ValueError(f"unknown RoPE pairing {pairing!r}: interleaved or half-split")
+
+
+def shape(x: tuple[int, ...], *_: object, **__: object) -> tuple[int, ...]:
+    return x

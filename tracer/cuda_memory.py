@@ -1,0 +1,81 @@
+"""How much GPU memory a run will take, told before it starts (`trace record --engine cuda --dry-run`)."""
+
+from collections.abc import Collection, Iterable
+from math import prod
+
+import numpy as np
+
+from ..kernels.attention import EXTRAS
+from .cuda_weights import GpuWeights
+from .format import Step, numpy_dtype
+from .graph import Graph, Op
+from .names import Key
+from .packed import lay_out
+from .plan import shapes
+
+Sizes = dict[Key, int]
+
+
+def estimate(
+    graph: Graph,
+    weights: GpuWeights,
+    steps: Iterable[Step],
+    wanted: Collection[Key],
+    dtype: str,
+    *,
+    outboxes: int,
+    buffer_bytes: int,
+) -> int:
+    """Bytes of device memory that CuPy will hold at the most: weights, KV cache, and the largest step."""
+    steps = list(steps)
+    longest = max(step.kv_len for step in steps)
+    fixed = weights.nbytes({name for op in graph.ops for name in op.weights}) + _cache(graph, longest, dtype)
+    prefill = max(
+        _prefill(graph, step, wanted, dtype, buffer_bytes) for step in steps if step.phase == "prefill"
+    )
+    decodes = any(step.phase == "decode" for step in steps)
+    return fixed + prefill + (_decode(graph, longest, wanted, dtype, outboxes) if decodes else 0)
+
+
+def _nbytes(graph: Graph, tokens: int, keys: int, dtype: str) -> Sizes:
+    itemsize = numpy_dtype(dtype).itemsize
+    return {
+        key: prod(shape) * (4 if key.name in EXTRAS else itemsize)
+        for key, shape in shapes(graph, tokens, keys).items()
+    }
+
+
+def _cache(graph: Graph, longest: int, dtype: str) -> int:
+    sizes = _nbytes(graph, longest, longest, dtype)
+    return sum(sizes[op.inputs[index]] for op in graph.ops for index in op.history)
+
+
+def _prefill(graph: Graph, step: Step, wanted: Collection[Key], dtype: str, buffer_bytes: int) -> int:
+    """The most that lives at once: tensors still to be read, those on their way out, a decoded weight."""
+    sizes = _nbytes(graph, step.n_tokens, step.kv_len, dtype)
+    last_use = {key: index for index, op in enumerate(graph.ops) for key in op.inputs}
+    live: Sizes = {}
+    peak = 0
+    for index, op in enumerate(graph.ops):
+        made = {key: sizes[key] for key in op.outputs if key == op.out or key in wanted}
+        live |= made
+        peak = max(peak, sum(live.values()) + _decoded(graph, op, step.n_tokens, dtype))
+        live = {key: size for key, size in live.items() if last_use.get(key, -1) > index}
+    recorded = [sizes[key] for op in graph.ops for key in op.outputs if key in wanted]
+    travelling = min(sum(recorded), buffer_bytes + max(recorded, default=0))
+    return peak + travelling
+
+
+def _decoded(graph: Graph, op: Op, tokens: int, dtype: str) -> int:
+    """Bytes of the op's matrix in the compute dtype, which a product of several tokens needs."""
+    if op.kind != "linear" or tokens == 1:
+        return 0
+    return prod(graph.model.shape(op.weights[0])) * numpy_dtype(dtype).itemsize
+
+
+def _decode(graph: Graph, longest: int, wanted: Collection[Key], dtype: str, outboxes: int) -> int:
+    sizes = _nbytes(graph, 1, longest, dtype)
+    bytes_of = {key: ((size,), np.dtype(np.uint8)) for key, size in sizes.items()}
+    recorded = {key: bytes_of[key] for op in graph.ops for key in op.outputs if key in wanted}
+    others = {op.out: bytes_of[op.out] for op in graph.ops if op.out not in recorded}
+    return lay_out(recorded)[1] * (1 + outboxes if recorded else 0) + lay_out(others)[1]

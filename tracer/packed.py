@@ -1,0 +1,54 @@
+"""A step's tensors in one block of memory, as an engine with fixed buffers hands them over."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from .names import Key
+
+
+@runtime_checkable
+class Pending(Protocol):
+    """Bytes on their way to the host: `np.asarray` waits, `release` (once or more) gives them back."""
+
+    nbytes: int
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray: ...
+    def release(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a block: byte offset, shape (as its row in the trace) and dtype."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+Places = Mapping[Key, Place]
+
+ALIGNMENT = 256  # bytes: what cudaMalloc gives, and enough for any vector load
+
+
+def lay_out(shapes: Mapping[Key, tuple[tuple[int, ...], np.dtype]]) -> tuple[Places, int]:
+    """Places for arrays of these shapes and dtypes side by side, and the size of the block in bytes."""
+    places, offset = {}, 0
+    for key, (shape, dtype) in shapes.items():
+        place = Place(offset, shape, np.dtype(dtype))
+        places[key] = place
+        offset += -(-place.nbytes // ALIGNMENT) * ALIGNMENT
+    return places, offset
+
+
+def unpack(block: np.ndarray, places: Places) -> Iterator[tuple[Key, np.ndarray]]:
+    """The tensors of a block: uint8 [bytes] gives [...], uint8 [step, bytes] gives [step, ...]."""
+    for key, place in places.items():
+        part = block[..., place.offset : place.offset + place.nbytes]
+        yield key, part.view(place.dtype).reshape(*block.shape[:-1], *place.shape)

@@ -1,0 +1,255 @@
+"""Reading a trace: what was recorded, and its tensors as memory-mapped arrays."""
+
+import json
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+import h5py
+import numpy as np
+import xxhash
+
+from .errors import TraceError
+from .format import FORMAT, VERSION, Header, Step, TensorSpec, h5_type, numpy_dtype, read_text
+from .layout import Layout, Place
+from .names import Key
+
+# what h5py, NumPy and json raise on bytes that are not what they should be
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class Trace:
+    """A trace file.
+
+    `tensors` maps keys to specs in execution order; `steps` are all planned steps, `flushed` those that
+    were written to the end.  Arrays are read-only views of the file wherever it is not compressed.
+    Raises TraceError, in one line, for whatever is not a readable trace.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._file = _open(self.path)
+        try:
+            self._read_structure()
+        except _DAMAGE as error:
+            self._file.close()
+            raise TraceError(f"{self.path} is a damaged trace: {_one_line(error)}") from error
+        except TraceError as error:
+            self._file.close()
+            raise TraceError(f"{self.path}: {error}") from None
+
+    def _read_structure(self) -> None:
+        attributes = {name: read_text(value) for name, value in self._file.attrs.items()}
+        if attributes.get("format") != FORMAT:
+            raise TraceError("an HDF5 file but not a trace: `trace record` writes one")
+        _check_version(attributes.get("format_version", ""))
+        self.header = Header.from_attributes({**attributes, "prompt": read_text(self._file["prompt"][()])})
+        catalog = json.loads(self._file["catalog"][()])
+        self.tensors = {spec.key: spec for spec in map(TensorSpec.from_json, catalog)}
+        table = self._file["steps"]
+        columns = (table[name][()].tolist() for name in ("index", "phase", "start", "n_tokens"))
+        self.steps = [Step(i, phase.decode(), s, n) for i, phase, s, n in zip(*columns, strict=True)]
+        self.recorded = self._file["recorded_tokens"][()]
+        self._layout = Layout(self.steps, self.recorded)
+        self.complete = bool(self._file["complete"][0])
+        self._checksums = table["checksums"][()]
+        self._flags = table["flushed"][()].astype(bool)
+        if self._flags.shape != (len(self.steps),):
+            raise ValueError("its step table does not fit its flags")
+        if self._checksums.shape != (len(self.steps), len(catalog)) or len(self.tensors) != len(catalog):
+            raise ValueError("its step table does not fit its catalog")
+        self._column = {key: i for i, key in enumerate(self.tensors)}
+        self._tokens, self._pieces, self._generated = (
+            self._file[name][()] for name in ("tokens", "pieces", "generated")
+        )
+        if not len(self._tokens) == len(self._pieces) == self._layout.n_tokens:
+            raise ValueError("its tokens do not fit its steps")
+        self._datasets: dict[str, h5py.Dataset | np.ndarray] = {}
+
+    # ---- what was run
+
+    @property
+    def flushed(self) -> list[Step]:
+        """The steps that were written completely."""
+        return [step for step in self.steps if self._flags[step.index]]
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """Tokens fed to the model in flushed steps."""
+        return max((step.kv_len for step in self.flushed), default=0)
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """Ids fed to the model, prompt first [token]."""
+        return self._tokens[: self.n_tokens]
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """The text of each token fed (cut to 32 bytes)."""
+        return self._pieces[: self.n_tokens].tolist()
+
+    @cached_property
+    def prompt_ids(self) -> np.ndarray:
+        return self.tokens[: max((s.kv_len for s in self.flushed if s.phase == "prefill"), default=0)]
+
+    @cached_property
+    def generated(self) -> np.ndarray:
+        """Ids that the model generated [new token]: one for the last prefill step and each decode step."""
+        decodes = sum(step.phase == "decode" for step in self.flushed)
+        done_prefill = all(self._flags[s.index] for s in self.steps if s.phase == "prefill")
+        return self._generated[: decodes + 1 if done_prefill else 0]
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.tensors
+
+    def has(self, key: Key, step: int) -> bool:
+        """True where the tensor of that step was written (also in a step that a crash cut short)."""
+        return key in self.tensors and bool(
+            self._layout.rows(step) and self._checksums[step, self._column[key]]
+        )
+
+    def rows(self, step: int) -> np.ndarray:
+        """Token indices (over the whole run) of the rows that are recorded of a step."""
+        return self._layout.tokens(step)
+
+    # ---- tensors
+
+    def read(self, key: Key, step: int) -> np.ndarray:
+        """The tensor of one step, in the axes of its spec; TraceError where it was not recorded."""
+        spec = self._spec(key)
+        if not self.has(key, step):
+            raise TraceError(f"{self.path}: {key} was not recorded in step {step}")
+        array = self._stored(spec, step)
+        return array[tuple(map(slice, self._layout.shape(spec, step)))]
+
+    def rows_until(self, key: Key, step: int) -> np.ndarray:
+        """All rows of a token-first tensor up to and including a step: what a KV cache holds then."""
+        spec = self._spec(key)
+        if not spec.joined:
+            raise TraceError(f"{key} has no token axis to join steps on")
+        place = self._layout.place(spec, step)
+        return self._rows(spec, place._replace(first=0, count=place.first + place.count))
+
+    def damaged(self) -> Iterator[tuple[int, Key]]:
+        """Every (step, tensor) whose bytes do not have the checksum that they were written with."""
+        for step in self.steps:
+            for key, spec in self.tensors.items():
+                if self.has(key, step.index):
+                    raw = np.ascontiguousarray(self._stored(spec, step.index)).reshape(-1).view(np.uint8)
+                    expected = self._checksums[step.index, self._column[key]]
+                    if (xxhash.xxh3_64_intdigest(raw) or 1) != expected:
+                        yield step.index, key
+
+    def _stored(self, spec: TensorSpec, step: int) -> np.ndarray:
+        """The tensor of a step as it was written, with the padding of a decode step."""
+        place = self._layout.place(spec, step)
+        rows = self._rows(spec, place)
+        return rows[0] if self._layout.is_padded(spec, step) else rows
+
+    def _spec(self, key: Key) -> TensorSpec:
+        try:
+            return self.tensors[key]
+        except KeyError:
+            raise TraceError(f"{self.path} has no tensor {key}") from None
+
+    @cached_property
+    def _map(self) -> np.memmap:
+        return np.memmap(self.path, np.uint8, "r")
+
+    def _rows(self, spec: TensorSpec, place: Place) -> np.ndarray:
+        """What lies there: mapped where the dataset is contiguous, read through HDF5 where it is not."""
+        path, shape, first, count = place
+        try:
+            if path not in self._datasets:
+                self._datasets[path] = self._open_dataset(path, shape, spec)
+            dataset = self._datasets[path]
+            if isinstance(dataset, np.ndarray):
+                return dataset[first : first + count]
+            return _read_filtered(dataset, numpy_dtype(spec.dtype), first, count)
+        except _DAMAGE as error:
+            raise TraceError(f"{self.path} is a damaged trace: {path}: {_one_line(error)}") from error
+
+    def _open_dataset(self, path: str, shape: tuple[int, ...], spec: TensorSpec) -> h5py.Dataset | np.ndarray:
+        dataset, dtype = self._file[path], numpy_dtype(spec.dtype)
+        if dataset.shape != shape or dataset.id.get_type() != h5_type(spec.dtype):
+            raise ValueError(f"{dataset.dtype} {dataset.shape} where the catalog has {spec.dtype} {shape}")
+        offset, nbytes = dataset.id.get_offset(), math.prod(shape) * dtype.itemsize
+        if offset is None:
+            return dataset
+        if offset + nbytes > len(self._map):
+            raise ValueError(f"cut short: it ends at byte {offset + nbytes}, the file at {len(self._map)}")
+        return self._map[offset : offset + nbytes].view(dtype).reshape(shape)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _read_filtered(dataset: h5py.Dataset, dtype: np.dtype, first: int, count: int) -> np.ndarray:
+    shape = (count, *dataset.shape[1:])
+    raw = np.empty(shape, f"V{dtype.itemsize}")
+    if raw.size:
+        space = dataset.id.get_space()
+        space.select_hyperslab((first, *(0 for _ in shape[1:])), shape)
+        # read as the type that is stored: HDF5 converts bfloat16 by software at 0.02 GB/s
+        dataset.id.read(h5py.h5s.create_simple(shape), space, raw, dataset.id.get_type())
+    return raw.view(dtype)
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.exists():
+        raise TraceError(f"no such file: {path}")
+    if path.is_dir():
+        raise TraceError(f"{path} is a folder, not a trace: `trace import` makes one of a folder of dumps")
+    try:
+        return h5py.File(path, "r")
+    except PermissionError:
+        raise TraceError(f"{path}: permission denied") from None
+    except _DAMAGE as error:
+        raise TraceError(_why_not_hdf5(path, error)) from error
+
+
+def _why_not_hdf5(path: Path, error: Exception) -> str:
+    if not path.is_file():
+        return f"{path} is not a regular file, so not a trace"
+    with path.open("rb") as file:
+        head = file.read(8)
+    if not head:
+        return f"{path} is empty: the recording did not get as far as creating it"
+    if head.startswith(b"GGUF"):
+        return f"{path} is a GGUF model, not a trace: record one with `trace record {path}`"
+    if head == b"\x89HDF\r\n\x1a\n":
+        return f"{path} is a truncated or damaged trace: {_one_line(error)}"
+    return f"{path} is not a trace (not an HDF5 file): `trace import` reads other engines' dumps and logs"
+
+
+def _one_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _check_version(version: str) -> None:
+    major = version.split(".")[0]
+    if not major.isdecimal():
+        raise TraceError(f"a damaged trace: format version {version!r}")
+    if int(major) > VERSION[0]:
+        raise TraceError(
+            f"trace format {version}, this program reads up to {VERSION[0]}.x: update tensortrace"
+        )
