@@ -42,7 +42,7 @@ $(VENV)/.dev: $(VENV)/.created pyproject.toml constraints.txt
 	touch $@ $(VENV)/.run
 
 $(VENV)/.engines: $(VENV)/.dev
-	$(PIP) install -e '.[dev,torch]' -c constraints.txt
+	$(PIP) install -e '.[dev,torch,llamacpp]' -c constraints.txt
 	touch $@
 
 clean:

@@ -206,7 +206,7 @@ def _is_scores(key: Key) -> bool:
 
 
 def _padding(spec: TensorSpec, shape: tuple[int, ...], keys: np.ndarray) -> tuple[int, np.ndarray | None]:
-    """The width of the rows into which a decode block is cut, and how many elements of each row are no padding.
+    """The width of the rows that a decode block is cut into, and how many elements of each row count.
 
     `shape` is that of a step, `keys` [step] how many keys each of them sees.
     """

@@ -122,7 +122,8 @@ def _findings(rule: Rule, hits: list[Hit]) -> Iterator[Finding]:
         grouped.setdefault(hit.tensor, []).append(replace(hit, severity=hit.severity or rule.severity))
     for tensor, group in grouped.items():
         severity = min((hit.severity for hit in group), key=SEVERITIES.index)
-        first = min((hit for hit in group if hit.severity == severity), key=_place)
+        gravest = (hit for hit in group if hit.severity == severity)
+        first = min(gravest, key=lambda hit: min(hit.steps, default=-1))  # hits come in execution order
         yield Finding(
             rule=rule.id,
             severity=severity,
@@ -134,11 +135,6 @@ def _findings(rule: Rule, hits: list[Hit]) -> Iterator[Finding]:
             expected=first.expected,
             evidence=_evidence(group),
         )
-
-
-def _place(hit: Hit) -> tuple[int, int]:
-    """Sort key among hits of one tensor: execution order."""
-    return (min(hit.steps, default=-1), -1 if hit.layer is None else hit.layer)
 
 
 def _evidence(group: list[Hit]) -> dict[str, Any]:

@@ -18,10 +18,10 @@ _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "cyan"}
 
 def print_report(report: Report, console: Console) -> None:
     """Print what was found, where, and what was expected; then the verdict and what was not judged."""
-    parts: list = [_headline(report)]
+    parts: list = [_headline(report), ""]
     if report.findings:
-        parts += ["", _table(report.findings)]
-    parts += ["", _verdict(report)]
+        parts.append(_table(report.findings))
+    parts.append(_verdict(report))
     if report.skipped:
         parts += ["", _skipped(report)]
     console.print(Group(*parts), width=min(console.width, WIDTH))
@@ -42,12 +42,13 @@ def _headline(report: Report) -> Text:
 
 
 def _table(findings: list[Finding]) -> Table:
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), leading=1)
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     made.add_column("severity", no_wrap=True)
     made.add_column("where", no_wrap=True, max_width=24, overflow="ellipsis")
     made.add_column("what", ratio=1)
     for finding in findings:
         made.add_row(_severity(finding), _where(finding), _what(finding))
+        made.add_row()  # air between findings of several lines
     return made
 
 

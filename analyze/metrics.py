@@ -7,8 +7,9 @@ blocks for each worker: pages of mapped files are given back as they are done wi
 
 import mmap
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,7 @@ import numpy as np
 from .blocks import ADDED, BLOCK, COLUMN, LARGEST, NEAR, TOP, Piece, Result, Workspace, cut, measure_block
 
 TASK = 1 << 20  # elements that a worker takes at a time
+AHEAD = 4  # tasks prepared for each worker
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class Measured:
     @classmethod
     def empty(cls, tensors: int, steps: int) -> "Measured":
         return cls(np.zeros((tensors, steps, len(ADDED))), np.zeros((tensors, steps, len(LARGEST))))
+
+    def add(self, results: list[Result]) -> None:
+        """Count the figures of some blocks in."""
+        for tensor, steps, sums, largest in results:
+            self.sums[tensor, steps] += sums
+            self.largest[tensor, steps] = np.maximum(self.largest[tensor, steps], largest)
 
     def total(self, name: str) -> np.ndarray:
         """One of ADDED or LARGEST [tensor, step]."""
@@ -118,12 +126,15 @@ def _ratio_root(squares: np.ndarray, by: np.ndarray) -> np.ndarray:
 def measure(pieces: Iterable[Piece], tensors: int, steps: int, workers: int | None = None) -> Measured:
     """Measure every piece; memory is a few blocks a worker, mapped pages are given back as they are done."""
     measured = Measured.empty(tensors, steps)
-    tasks = _tasks(pieces)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for results in pool.map(_work, tasks):
-            for tensor, at, sums, largest in results:
-                measured.sums[tensor, at] += sums
-                measured.largest[tensor, at] = np.maximum(measured.largest[tensor, at], largest)
+    workers = workers or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[list[Result]]] = deque()
+        for task in _tasks(pieces):  # not all at once: pieces of a compressed trace are in memory
+            waiting.append(pool.submit(_work, task))
+            if len(waiting) > AHEAD * workers:
+                measured.add(waiting.popleft().result())
+        for future in waiting:
+            measured.add(future.result())
     return measured
 
 
@@ -160,14 +171,23 @@ def _work(batch: list[Piece]) -> list[Result]:
     return results
 
 
+def mapping(array: np.ndarray) -> tuple[mmap.mmap, int] | None:
+    """The memory-mapped file that an array is a view of, and where in it it begins; None where it is not."""
+    whole, owner = array, array.base
+    while owner is not None and not isinstance(owner, mmap.mmap):
+        whole = owner if isinstance(owner, np.ndarray) else whole
+        owner = getattr(owner, "base", None)
+    return (owner, array.ctypes.data - whole.ctypes.data) if isinstance(owner, mmap.mmap) else None
+
+
 def give_back(block: np.ndarray) -> None:
     """Tell the kernel that the mapped pages under `block` are done with, so that they don't pile up."""
-    whole, owner = block, block.base
-    while isinstance(owner, np.ndarray):
-        whole, owner = owner, owner.base
-    if not isinstance(owner, mmap.mmap) or not block.size:
+    mapped = mapping(block)
+    if mapped is None or not block.size:
         return
-    first, last = (address - whole.ctypes.data for address in np.lib.array_utils.byte_bounds(block))
-    first = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
-    if last - first >= mmap.PAGESIZE:
-        owner.madvise(mmap.MADV_DONTNEED, first, last - first)
+    file, offset = mapped
+    first, last = np.lib.array_utils.byte_bounds(block)
+    start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = offset + last - first - start
+    if length >= mmap.PAGESIZE:
+        file.madvise(mmap.MADV_DONTNEED, start, length)

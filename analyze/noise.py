@@ -50,7 +50,7 @@ class Noise:
 
     def __init__(self, alignment: Alignment, measured: Measured):
         a, b = alignment.a, alignment.b
-        self.keys, self._measured = alignment.keys, measured
+        self.keys, self._index, self._measured = alignment.keys, alignment.index, measured
         self._specs = {base_name(key): spec for key, spec in (a.specs | b.specs).items()}
         self._dtypes = [(a.specs[key].dtype, b.specs[key].dtype) for key in self.keys]
         self._wiring = Wiring(a.specs, b.specs, _layers(b.trace.header))
@@ -58,7 +58,8 @@ class Noise:
         self._positions = np.array([step.kv_len - 1 for step in a.steps], float)
         self._spread = 1 + np.array([step.n_tokens for step in a.steps], float) ** -0.5
         self._nrmse, self._rows, self._rms = measured.nrmse, measured.row_nrmse, measured.rms_b
-        self._norm, self._compared, self._equal = measured.mag_b, measured.compared, measured.equal
+        self._norm, self._scale_of = measured.mag_b, measured.scale
+        self._compared, self._equal = measured.compared, measured.equal
         self._broken = (measured.total("clashes") + measured.total("mask_differs")) > 0
         self._errors: dict[Key, Error] = {}
         self._parts: list[list[Part]] = []
@@ -84,7 +85,7 @@ class Noise:
 
     def explain(self, key: Key, step: int) -> str:
         """How the threshold of a tensor came about, line by line; UserError where it was not compared."""
-        index = self.keys.index(key) if key in self.keys else -1
+        index = self._index.get(key, -1)
         if index < 0 or not 0 <= step < len(self._positions) or not self._compared[index, step]:
             raise UserError(f"{visible(str(key))} of step {step} was not compared")
         parts = self._parts[index]
@@ -124,9 +125,15 @@ class Noise:
             self._remember(index, key, parts, tainted | (status == DIVERGED))
 
     def _one_factor(self, index: int) -> np.ndarray:
-        """Where one factor on all elements explains nearly all of the difference [step]."""
+        """Where one factor explains nearly all of the difference, and the inputs don't have it [step]."""
         dd, db, bb, count = (self._measured.total(name)[index] for name in ("dd", "db", "bb", "count"))
-        return (count >= MANY) & (db * db > ONE_FACTOR * dd * bb)
+        inputs = (name for name in self._wiring.inputs(self.keys[index]) if name in self._index)
+        brought = np.nan_to_num(
+            np.prod([self._scale_of[self._index[name]] for name in inputs], axis=0), nan=1.0
+        )
+        factor = self._scale_of[index]
+        own = np.abs(factor / np.where(brought == 0, 1, brought) - 1) > np.abs(factor - 1) / 2
+        return (count >= MANY) & own & (db * db > ONE_FACTOR * dd * bb)
 
     def _stored(self, index: int) -> Part:
         ours, theirs = self._dtypes[index]
@@ -185,7 +192,7 @@ class Noise:
         if key not in self._errors:
             nothing = np.zeros(len(self._positions))
             self._errors[key] = Error(nothing, nothing, None, nothing + 1, nothing > 0)  # also ends a circle
-            if depth < DEEPEST and key not in self.keys:
+            if depth < DEEPEST and key not in self._index:
                 reasons, tainted = self._reasons(key, None, depth)
                 full, noise = growth.typical(reasons, "full"), growth.typical(reasons, "noise")
                 self._errors[key] = Error(full, full, None, noise / np.maximum(full, 1e-300), tainted)

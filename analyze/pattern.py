@@ -8,6 +8,7 @@ import numpy as np
 from ..tracer.names import Key
 from .align import Alignment, View
 from .blocks import MASKED
+from .metrics import give_back
 
 ELEMENTS = 1 << 20  # a sample of tokens is looked at beyond this
 EXPLAINS = 0.98  # the share of a difference that a simple shape has to explain to be told
@@ -45,6 +46,8 @@ def _take(view: View, masked: bool) -> Sample:
     stride = max(1, a.size // ELEMENTS)
     a, b = a[::stride].astype(np.float64), b[::stride].astype(np.float64)
     hidden = (masked & (a <= MASKED), masked & (b <= MASKED))
+    give_back(view.a)
+    give_back(view.b)
     for side, away in zip((a, b), hidden):
         side[~np.isfinite(side) | away] = np.nan
     return Sample(a, b, axes, view.tokens[::stride], hidden)

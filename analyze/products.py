@@ -8,6 +8,7 @@ from ..tracer.format import TensorSpec
 from ..tracer.names import Key
 from .align import Alignment
 from .blocks import MASKED
+from .metrics import give_back
 from .sources import Source
 from .wiring import Wiring
 
@@ -57,12 +58,14 @@ def _compute(
         if (rows < 0).any() or not source.has(key)[source.step_of[needed]].all():
             return None
     queries = source.joined(q)[source.row_of[tokens]].astype(np.float64)
-    cached = source.joined(k)[source.row_of[:keys]].astype(np.float64)
+    cached, rows = source.joined(k), source.row_of[:keys]
     heads, kv_heads = queries.shape[1], cached.shape[1]
     if heads % kv_heads or queries.shape[2] != cached.shape[2]:
         return None
-    grouped = queries.reshape(len(tokens), kv_heads, heads // kv_heads, -1)
-    scores = np.einsum("tgrd,kgd->grtk", grouped, cached, optimize=True).reshape(heads, len(tokens), keys)
+    scores = np.empty((heads, len(tokens), keys))
+    for head in range(heads):  # one at a time: all keys in float64 may be large
+        scores[head] = queries[:, head] @ cached[rows, head // (heads // kv_heads)].astype(np.float64).T
+    give_back(cached)
     scores *= _number(spec, "scale", queries.shape[2] ** -0.5)
     cap = _number(spec, "softcap", 0.0)
     return cap * np.tanh(scores / cap) if cap else scores

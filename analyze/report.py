@@ -54,7 +54,8 @@ def describe_side(trace: Trace) -> str:
 def coverage_text(comparison: Comparison) -> str:
     """How much was compared, and what was not."""
     coverage = comparison.coverage
-    text = f"{coverage['compared']} tensors compared, counted for each step"
+    compared = coverage["compared"]
+    text = f"{compared} tensors compared, counted for each step" if compared else "nothing was compared"
     for name, where in (("only_a", "only in a"), ("only_b", "only in b"), ("incomparable", "do not fit")):
         if coverage[name]:
             text += f"; {coverage[name]} {where}"

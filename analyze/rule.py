@@ -74,6 +74,14 @@ class Context:
         known = self.trace.header.model_sha256
         return bool(known and self.model and known != self.model.sha256)
 
+    @cached_property
+    def has_sinks(self) -> bool:
+        """Whether softmax has a share for no key at all: declared by the trace, or by the model's weights."""
+        declared = any(spec.conventions.get("sinks") for spec in self.trace.tensors.values())
+        by_name = self.trace.header.architecture.replace("_", "-") in ("gpt-oss", "gptoss")
+        in_file = self.model is not None and any("attn_sinks" in name for name in self.model.names)
+        return declared or by_name or in_file
+
     def length(self, key: Key) -> Length | None:
         """How long the weights make the head vectors of q, k, v, q_rope or k_rope; None for others."""
         if self.graph is None or self.model is None:

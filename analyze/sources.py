@@ -1,14 +1,16 @@
 """A trace's tensors as whole datasets, and a full trace seen as if only its statistics had been recorded."""
 
+import math
 from functools import cached_property
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from ..tracer import stats
 from ..tracer.format import Step, TensorSpec
 from ..tracer.names import Key
 from ..tracer.trace import Trace
-from .metrics import give_back
+from .metrics import give_back, mapping
 
 CHUNK = 1 << 20  # elements that are summarised at once
 
@@ -64,11 +66,25 @@ class Source:
         return np.asarray(self.trace.read(key, step))
 
     def decode(self, key: Key) -> np.ndarray:
-        """All decode steps of a tensor with a query axis [decode step, *axes], padded with NaN."""
+        """All decode steps of a tensor with a query axis [decode step, *axes], padded to the longest.
+
+        They share a dataset (docs/format.md), so where that is mapped this is a view of it.
+        """
         spec = self.trace.tensors[key]
-        first = next(s.index for s in self.trace.steps if self.decode_index[s.index] == 0)
-        place = self.trace._layout.place(spec, first)
-        return np.asarray(self.trace._rows(spec, place._replace(first=0, count=place.shape[0])))
+        steps = [s.index for s in self.trace.steps if s.phase == "decode" and self.trace.has(key, s.index)]
+        padded = spec.shape(1, max(step.kv_len for step in self.trace.steps))
+        at = self.decode_index[steps]
+        ends = [np.asarray(self.trace.read(key, step)) for step in (steps[0], steps[-1])]
+        stride = math.prod(padded) * ends[0].itemsize
+        apart = ends[1].ctypes.data - ends[0].ctypes.data
+        if at[0] == 0 and mapping(ends[0]) is not None and apart == at[-1] * stride:
+            shape, strides = (int(at[-1]) + 1, *padded), (stride, *ends[0].strides)
+            return as_strided(ends[0], shape, strides, writeable=False)
+        block = np.full((at[-1] + 1, *padded), np.nan, ends[0].dtype)
+        for i, step in zip(at, steps):
+            array = self.trace.read(key, step)
+            block[i][tuple(map(slice, array.shape))] = array
+        return block
 
 
 class Summaries(Source):
@@ -99,8 +115,8 @@ class Summaries(Source):
         spec = self._made[key][1]
         if key == spec.key:
             return super().decode(key)
-        steps = [s for s in self.steps if s.phase == "decode" and self.trace.has(spec.key, s.index)]
-        return np.stack([self._one(key, spec, self.trace.read(spec.key, step.index)) for step in steps])
+        steps = [s.index for s in self.steps if s.phase == "decode" and self.trace.has(spec.key, s.index)]
+        return np.stack([self._one(key, spec, self.trace.read(spec.key, step)) for step in steps])
 
     def _summarize(self, key: Key, spec: TensorSpec, array: np.ndarray, axis: int) -> np.ndarray:
         """One statistic of a large array, a slice of rows at a time."""

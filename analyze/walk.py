@@ -37,6 +37,13 @@ class Block:
         """Whether the tensor, or recorded figure, is here with the axes that its name promises."""
         return name in self.specs and usual(self.specs[name])
 
+    def together(self, *names: str) -> bool:
+        """Whether the tensors are all here, and of one size along the axes that they share."""
+        if not all(map(self.has, names)):
+            return False
+        first, *others = (self.specs[name].sizes for name in names)
+        return all(first[axis] == other[axis] for other in others for axis in first.keys() & other.keys())
+
     def stored(self, *names: str) -> list[str]:
         """Under which names the tensors, or the figures in their place, are recorded here."""
         return [kept for name in names for kept in (name, f"{name}.l2", f"{name}.stats") if self.has(kept)]
@@ -100,9 +107,13 @@ class Block:
         return self._summaries[name][..., STATS.index(figure)]
 
     def _measure(self, name: str) -> np.ndarray:
-        kept = 1 if self.specs[name].joined else 2
-        parts = (part.reshape(*part.shape[:kept], -1) for part in self.parts(name))
-        return np.concatenate([row_figures(part) for part in parts])
+        if self.specs[name].joined or len(self.steps) == 1:
+            kept = 1 if self.specs[name].joined else 2
+            parts = (part.reshape(*part.shape[:kept], -1) for part in self.parts(name))
+            return np.concatenate([row_figures(part) for part in parts])
+        key = Key(self.layer, name)  # step by step, as joined they are padded
+        arrays = (widen(self.trace.read(key, step.index)) for step in self.steps)
+        return np.concatenate([row_figures(array.reshape(*array.shape[:2], -1)) for array in arrays], axis=1)
 
     def can_length(self, name: str) -> bool:
         return self.has(name) or self.has(f"{name}.l2")

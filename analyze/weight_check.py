@@ -152,23 +152,26 @@ def _affine(values: np.ndarray, weight: np.ndarray, block: int = 32) -> tuple[st
 
 
 def check_all(model: Model, dumps: Iterable[tuple[str, np.ndarray]], tensor: str = "") -> list[Verdict]:
-    """Verdicts on dumped weights by name; `tensor` is what they are meant to be where the names do not say.
+    """Verdicts on dumped weights by name, the GGUF's or that of the original checkpoint.
 
-    A name may be the GGUF's or that of the original checkpoint; one that says nothing is looked for by its
-    values.  UserError where nothing could be compared.
+    One whose name says nothing is looked for by its values.  With `tensor` only the one of that name is
+    checked; where none has it, each is meant to be that tensor.  UserError where nothing could be compared.
     """
-    verdicts = []
-    for name, values in dumps:
-        meant = tensor or _meant(model, name)
-        if meant:
-            verdicts.append(check_weight(model, meant, values, name))
-            continue
-        found, explained = next(find_tensor(model, values), ("", float("inf")))
-        kind, message = ("equal", f"equal to {found}") if found else ("unknown", "is no tensor of this model")
-        verdicts.append(Verdict(name, found, kind, message, explained, explained, values.size))
-    if not verdicts:
+    meant = [(name, tensor or _meant(model, name), values) for name, values in dumps]
+    if tensor:
+        meant = [entry for entry in meant if _meant(model, entry[0]) == tensor] or meant
+    if not meant:
         raise UserError("the dump holds no array to compare")
-    return verdicts
+    return [
+        check_weight(model, target, values, name) if target else _by_values(model, name, values)
+        for name, target, values in meant
+    ]
+
+
+def _by_values(model: Model, name: str, values: np.ndarray) -> Verdict:
+    found, explained = next(find_tensor(model, values), ("", float("inf")))
+    kind, message = ("equal", f"equal to {found}") if found else ("unknown", "is no tensor of this model")
+    return Verdict(name, found, kind, message, explained, explained, values.size)
 
 
 def _meant(model: Model, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Reading the weights that somebody dumped: the array formats that `trace import` knows, and plain numbers."""
+"""Reading the weights that somebody dumped: the array formats that `trace import` knows, plain numbers."""
 
 from collections.abc import Iterator
 from importlib import import_module

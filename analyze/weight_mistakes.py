@@ -51,7 +51,7 @@ def mistakes(model: Model, tensor: str, weight: np.ndarray) -> Iterator[Mistake]
 
 def _head_orders(model: Model, tensor: str, weight: np.ndarray) -> Iterator[Mistake]:
     """Rows of Q and K inside each head: pairs of the rotation as neighbours, or as two halves."""
-    role = _split(tensor)[1].split(".")[0]
+    role = tensor.removesuffix(".weight").rsplit(".", 1)[-1]
     heads = model.hparam("attention.head_count", None)
     if role == "attn_k":
         heads = model.hparam("attention.head_count_kv", heads)

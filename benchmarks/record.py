@@ -51,6 +51,7 @@ def best(repeat: int, *bodies: Callable[[], float]) -> list[float]:
 
 
 def row(what: str, ours: float, other: float, goal: float, **more: Any) -> Row:
+    print(f"{what}: {ours:.2f} s / {other:.2f} s = {ours / other:.2f}", flush=True)
     return {"what": what, "ours_s": ours, "other_s": other, "ratio": ours / other, "goal": goal, **more}
 
 
@@ -205,6 +206,8 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
+        "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "all"),
+        "load_before": round(os.getloadavg()[0], 1),  # of other work: far from 0, the ratios are rough
         "system": platform.platform(),
         "versions": {name: version(name) for name in packages},
         "date": date.today().isoformat(),
@@ -218,7 +221,8 @@ def markdown(report: dict[str, Any]) -> str:
         "# What recording costs",
         "",
         f"SmolLM2-135M (Q4_1), float32, {about['cores']} cores ({about['cpu']}),",
-        f"{versions}, {about['date']}.",
+        f"{versions}, {about['date']}; BLAS threads: {about['blas_threads']}; load average before: "
+        f"{about['load_before']}.",
         f"Best of {report['repeat']} alternating runs; made by `python benchmarks/record.py`.",
         "",
         "| what | ours | other | ratio | goal | bytes |",
@@ -240,15 +244,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
-    model, rows = Model(resolve()), []
+    about, model, rows = machine(), Model(resolve()), []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = Run(model, folder)
         rows += against_nothing(run, options.repeat)
         rows += against_plain_file(model, folder, options.repeat)
         if find_spec("transformers"):
-            rows += against_transformers(run, folder, max(2, options.repeat // 2))
-    report = {"machine": machine(), "repeat": options.repeat, "rows": rows}
+            rows += against_transformers(run, folder, options.repeat)
+    report = {"machine": about, "repeat": options.repeat, "rows": rows}
     print(markdown(report))
     if options.out:
         options.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")

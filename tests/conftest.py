@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 from ggufs import write_gguf
+from hypothesis import settings
 from recording import record_trace
 from tensortrace.tracer.errors import ModelError
 from tensortrace.tracer.gguf import Model
 from tensortrace.tracer.hub import resolve
 from tensortrace.tracer.trace import Trace
+
+settings.register_profile("tests", deadline=None)  # time says nothing on a machine that others use, too
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

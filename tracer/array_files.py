@@ -219,9 +219,10 @@ def is_axes(value: Any) -> bool:
 
 def _is_place(value: Any) -> bool:
     """Whether it is `{ name = "q", layer = 0, step = 1 }` or a part of that."""
-    kinds = {"name": str, "layer": int, "step": int, "rank": int}
     return isinstance(value, dict) and all(
-        type(entry) is kinds.get(key) and (kinds[key] is str or 0 <= entry < 10**9)
+        isinstance(entry, str)
+        if key == "name"
+        else key in ("layer", "step", "rank") and type(entry) is int and 0 <= entry < 10**9
         for key, entry in value.items()
     )
 

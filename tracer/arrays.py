@@ -17,7 +17,7 @@ def to_numpy(array: Any, what: str) -> np.ndarray:
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
-        values = _from_torch(array, torch)
+        values = _from_torch(array, torch, what)
     elif not isinstance(array, np.ndarray) and hasattr(array, "__cuda_array_interface__"):
         values = array.get() if hasattr(array, "get") else _from_dlpack(array, what)
     elif hasattr(array, "__dlpack__") and not hasattr(array, "__array__"):
@@ -40,13 +40,16 @@ def storable(values: np.ndarray, what: str) -> np.ndarray:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _from_torch(tensor: Any, torch: Any) -> np.ndarray:
+def _from_torch(tensor: Any, torch: Any, what: str) -> np.ndarray:
     """NumPy has no bfloat16 and float8 of its own: their bits travel as integers."""
-    host = tensor.detach().resolve_conj().resolve_neg().cpu()
-    for name, carrier in (("bfloat16", "int16"), ("float8_e4m3fn", "uint8"), ("float8_e5m2", "uint8")):
-        if host.dtype == getattr(torch, name, None):
-            return host.view(getattr(torch, carrier)).numpy().view(getattr(ml_dtypes, name))
-    return host.numpy()
+    try:
+        host = tensor.detach().resolve_conj().resolve_neg().cpu()
+        for name, carrier in (("bfloat16", "int16"), ("float8_e4m3fn", "uint8"), ("float8_e5m2", "uint8")):
+            if host.dtype == getattr(torch, name, None):
+                return host.view(getattr(torch, carrier)).numpy().view(getattr(ml_dtypes, name))
+        return host.numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantised and meta tensors have no array
+        raise UserError(f"{what} is a torch tensor without plain values: {error}") from error
 
 
 def _from_dlpack(array: Any, what: str) -> np.ndarray:

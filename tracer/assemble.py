@@ -24,6 +24,7 @@ from .schema import Placed, Schema, settle
 from .writer import TraceWriter
 
 UNKNOWN_TOKEN = -1  # stored where a source does not tell the ids
+_CHUNK = 1 << 16  # tokens written at once
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def _write(path: Path, dump: Dump, schema: Schema) -> int:
 
 def _write_tokens(writer: TraceWriter, dump: Dump, schema: Schema) -> None:
     """The ids as far as they are known.  What a decode step feeds is what was generated before it."""
-    writer.write_tokens(0, [UNKNOWN_TOKEN] * max(step.kv_len for step in writer.steps))
+    total = max(step.kv_len for step in writer.steps)
+    for first in range(0, total, _CHUNK):
+        writer.write_tokens(first, [UNKNOWN_TOKEN] * min(_CHUNK, total - first))
     generated = []
     for number, step in schema.steps.items():
         ids = dump.step(number).tokens or dump.tokens[step.start : step.kv_len]

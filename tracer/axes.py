@@ -78,6 +78,10 @@ def arrange(
     names, sizes = _split(key, stated, shape, heads.of(key.name))
     if set(known) - set(names) == {"token"}:  # one row whose token axis was squeezed away
         names, sizes = ["token", *names], [1, *sizes]
+    if "token" in names and {"query", "key", "tile"} & set(names):
+        raise UserError(
+            f"{key} is said to have the axes [{', '.join(stated)}]: beside them tokens are called query"
+        )
     target = _target(names, known)
     order = tuple(names.index(name) for name in target)
     return Arrangement(target, tuple(sizes[i] for i in order), tuple(sizes), order, "key+" in stated)

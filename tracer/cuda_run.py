@@ -110,8 +110,8 @@ class CudaRunner:
         x = live[group[0].inputs[0]]
         weights = [self.weights.weight(op.weights[0]) for op in group]
         biases = [self.weights.weight(op.weights[1]) if len(op.weights) > 1 else None for op in group]
-        places = [out(op.out) for op in group]
-        flat = None if places[0] is None else [place.reshape(x.shape[0], -1) for place in places]
+        places = [place for place in (out(op.out) for op in group) if place is not None]
+        flat = [place.reshape(x.shape[0], -1) for place in places] or None
         results = linear.cuda_many(x, weights, biases, out=flat)
         return {op.out: _in_heads(y, op.params.get("heads")) for op, y in zip(group, results, strict=True)}
 

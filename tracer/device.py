@@ -18,10 +18,12 @@ class Fetch:
 
     def __init__(self, source: Array, host: np.ndarray, done: Any, give_back: Callable[[int], None]):
         self.nbytes = host.nbytes
-        self.done, self._source, self._host, self._give_back = done, source, host, give_back
+        self.done, self._source, self._give_back = done, source, give_back
+        self._host: np.ndarray | None = host
 
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         self.done.synchronize()
+        assert self._host is not None, "read after release"
         return self._host if dtype is None else self._host.astype(dtype)
 
     def release(self) -> None:

@@ -90,10 +90,11 @@ def declare(
 def softmax_state(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """m and l [head, query] of scores [head, query, key], for an engine that does not show its own.
 
-    Computed in float64 and rounded to the dtype of the scores.
+    Added up in float64 and rounded to the dtype of the scores, in which exp is computed, too: l is off by
+    one unit in its last place at the most.
     """
     m = scores.max(-1)
     sums = np.empty_like(m)
     for head, rows in enumerate(scores):  # one at a time: that stays in a core's cache
-        sums[head] = np.exp(rows - m[head, :, None], dtype=np.float64).sum(-1)
+        sums[head] = np.exp(rows - m[head, :, None]).sum(-1, dtype=np.float64)
     return m, sums

@@ -338,7 +338,8 @@ def _attention(probs: Capture) -> Iterator[Capture]:
     yield Capture(probs.key, node, sizes, conventions=conventions)
     if node.number(1):  # ALiBi adds a slope that differs from head to head
         return
-    yield Capture(Key(layer, "scores"), node, sizes, scores=kq, conventions=conventions)
+    made = {**conventions, "formula": "scale * kq + mask"}  # as softmax does inside
+    yield Capture(Key(layer, "scores"), node, sizes, scores=kq, conventions=made)
     if len(node.sources) == 2:  # attention sinks would be part of the sum
         for name in ("m", "l"):
             derived = {**conventions, "derived": True}

@@ -164,7 +164,7 @@ class Model:
         self._start = self._check_layout(cursor.at)
         self.names = tuple(self._tensors)
 
-        self.arch = self.metadata.get("general.architecture")
+        self.arch: str = self.metadata.get("general.architecture", "")
         if not isinstance(self.arch, str) or not self.arch:
             raise ModelError("does not name its architecture (metadata key general.architecture)")
         self.name = str(self.metadata.get("general.name") or self.path.stem)

@@ -156,7 +156,8 @@ def model_heads(model: "Model") -> Heads:
 
 def number_steps(pieces: Iterable[Piece]) -> list[Piece]:
     """Pieces of a source that does not announce its forward passes: a name that comes again begins one."""
-    numbered, step, seen = [], 0, set()
+    numbered, step = [], 0
+    seen: set[Key] = set()
     for piece in pieces:
         if piece.key in seen:
             step, seen = step + 1, set()
@@ -176,7 +177,5 @@ def header_of(facts: dict[str, Any], default_engine: str) -> Header:
         "compute_dtype",
         "device",
     }
-    return Header(
-        engine=str(facts.get("engine") or default_engine),
-        **{name: str(facts[name]) for name in sorted(texts & facts.keys())},
-    )
+    known: dict[str, Any] = {name: str(facts[name]) for name in sorted(texts & facts.keys())}
+    return Header(engine=str(facts.get("engine") or default_engine), **known)

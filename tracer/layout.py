@@ -11,12 +11,12 @@ from .names import Key
 
 
 class Place(NamedTuple):
-    """A piece of a dataset: rows `first` to `first + count` of the dataset at `path`, which has `shape`."""
+    """A piece of a dataset: rows `first` to `first + rows` of the dataset at `path`, which has `shape`."""
 
     path: str
     shape: tuple[int, ...]
     first: int
-    count: int
+    rows: int
 
 
 class Layout:

@@ -145,7 +145,7 @@ def printed_nans(path: Path, node: Node) -> list[int]:
 def sums_are_of_printed(path: Path, nodes: list[Node]) -> bool:
     """True where sums are those of the printed values, as until August 2025."""
     shown = [node for node in nodes if node.elided and isinstance(node.sums.get("sum"), float)]
-    telling = 0
+    telling = False
     for node in shown[:40]:
         values = load(path, node)
         total = float(np.nansum(values, dtype=np.float64))
@@ -153,5 +153,5 @@ def sums_are_of_printed(path: Path, nodes: list[Node]) -> bool:
         stated = float(node.sums["sum"])
         if abs(stated - total) > error + 1e-4 * float(np.nansum(np.abs(values), dtype=np.float64)):
             return False
-        telling += abs(stated) > error
-    return telling > 0
+        telling = telling or bool(abs(stated) > error)
+    return telling

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,7 +15,7 @@ class Pending(Protocol):
 
     nbytes: int
 
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray: ...
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
     def release(self) -> None: ...
 
 

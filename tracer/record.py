@@ -101,7 +101,8 @@ def record(
     asked, stored = plan(engine, request)
     recorded = request.selection.token_indices(steps)
     stepper = engine.start([spec.key for spec in asked], steps[-1].kv_len)
-    sampler, generated, ids = Sampler(request.sampling), [], list(request.ids)
+    sampler, ids = Sampler(request.sampling), list(request.ids)
+    generated: list[int] = []
     with TraceWriter(path, _complete(header, engine, request), stored, steps, recorded=recorded) as writer:
         sink = Sink(writer, asked if request.stats_only else [])
         for step in steps:

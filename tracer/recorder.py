@@ -76,7 +76,7 @@ class Recorder:
         self._begin(tokens, start)
 
     def step(self, tokens: Sequence[int] = (), start: int | None = None) -> None:
-        """Begin the next forward pass, over `tokens`; without `start` their positions follow the last ones."""
+        """Begin the next forward pass, over `tokens`; without `start` they follow the last ones."""
         with self._lock:
             if not self._seen and self._tokens is None:  # nothing was said of the first step until now
                 self._step -= 1

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -74,11 +75,21 @@ def _arrange(dump: Dump, tokens: dict[int, int | None]) -> list[Arrangement | No
     """The arrangement of each piece, with the numbers of heads that other pieces show."""
 
     def all_of(heads: Heads) -> list[Arrangement | None]:
-        return [arrange(p.key, p.shape, p.axes, heads, tokens[p.step]) for p in dump.pieces]
+        return [_arranged(piece, heads, tokens[piece.step]) for piece in dump.pieces]
 
     pairs = zip(dump.pieces, all_of(Heads()))
     shown = infer_heads((piece.key, arranged) for piece, arranged in pairs if arranged is not None)
     return all_of(dump.heads.or_else(shown))
+
+
+_arrangement = lru_cache(1 << 16)(arrange)  # the same for every step of a size
+
+
+def _arranged(piece: Piece, heads: Heads, tokens: int | None = None) -> Arrangement | None:
+    try:
+        return _arrangement(piece.key, piece.shape, piece.axes, heads, tokens)
+    except UserError as error:
+        raise UserError(f"{error} ({piece.source or 'unnamed'}, step {piece.step})") from None
 
 
 def _stated_rows(dump: Dump) -> dict[int, int | None]:
@@ -91,7 +102,7 @@ def _stated_rows(dump: Dump) -> dict[int, int | None]:
     for piece in dump.pieces:
         name = NAMES.get(piece.key.name)
         if piece.step not in told and name and len(name.axes) == 2 and name.axes[0] == "token":
-            found = arrange(piece.key, piece.shape, piece.axes, Heads())
+            found = _arranged(piece, Heads())
             counts[piece.step] = max(counts[piece.step] or 0, (found and found.rows) or 0) or None
     return counts
 
@@ -185,7 +196,8 @@ def _spec(items: list[Placed], tile: int | None) -> TensorSpec:
     }
     if "tile" in sizes:
         sizes["tile"] = _tile_width(items, tile)
-    dtype, conventions = first.piece.dtype, {}
+    dtype = first.piece.dtype
+    conventions: dict[str, Any] = {}
     for item in items:
         dtype = _wider(dtype, item.piece.dtype)
         conventions |= item.piece.conventions

@@ -10,6 +10,7 @@ import mmap
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -69,12 +70,15 @@ class Stream:
     def complete(self) -> bool:
         return not self.end
 
+    @cached_property
+    def _map(self) -> np.memmap:
+        return np.memmap(self.path, np.uint8, "r")
+
     def load(self, tensor: StreamTensor) -> np.ndarray:
         """The values of a tensor: a read-only view of the mapped file."""
-        count = math.prod(tensor.shape)
-        return np.memmap(self.path, numpy_dtype(tensor.dtype), "r", tensor.offset, (count,)).reshape(
-            tensor.shape
-        )
+        dtype = numpy_dtype(tensor.dtype)
+        end = tensor.offset + math.prod(tensor.shape) * dtype.itemsize
+        return self._map[tensor.offset : end].view(dtype).reshape(tensor.shape)
 
 
 def checksum(kind: bytes, *parts: bytes | memoryview) -> int:

@@ -139,7 +139,7 @@ class Trace:
         if not spec.joined:
             raise TraceError(f"{key} has no token axis to join steps on")
         place = self._layout.place(spec, step)
-        return self._rows(spec, place._replace(first=0, count=place.first + place.count))
+        return self._rows(spec, place._replace(first=0, rows=place.first + place.rows))
 
     def damaged(self) -> Iterator[tuple[int, Key]]:
         """Every (step, tensor) whose bytes do not have the checksum that they were written with."""

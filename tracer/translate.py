@@ -182,8 +182,7 @@ def translate(name: str, layer: int | None = None, *, sandwich: bool = False) ->
     for table in _TABLES if number is not None else ():
         for form in (rest, path):
             if form in table:
-                ours, axes = table[form]
-                return Target(Key(number, ours), axes)
+                return Target(Key(number, table[form][0]), table[form][1])
     if number is None and (path in _GLOBALS or path in LLAMA_CPP):
         return Target(Key(None, _GLOBALS.get(path) or LLAMA_CPP[path][0]))
     return Target(own_key(number, rest))

@@ -25,6 +25,7 @@ from .names import Key
 from .packed import Pending, Places, unpack
 from .structure import PIECE_BYTES, create
 
+BUFFER_BYTES = 256 << 20  # of arrays that wait for the writer thread
 FLUSH_SECONDS = 0.25  # decode steps are gathered this long: their rows are neighbours, so one write does
 FLUSH_BYTES = 64 << 20
 MARK_AT_ONCE = 64 * 1024  # bytes: pieces this large are marked as written without waiting for the step's end
@@ -45,7 +46,7 @@ class TraceWriter:
         steps: Sequence[Step],
         *,
         recorded: Sequence[int] | None = None,
-        buffer_bytes: int = 256 << 20,
+        buffer_bytes: int = BUFFER_BYTES,
     ):
         """`recorded` are the indices of the tokens whose rows are kept, ascending; None keeps all."""
         self.path = Path(path)
@@ -89,7 +90,9 @@ class TraceWriter:
         """Record `array` that holds just the step's recorded rows already (of another trace)."""
         self._put(self._store, step, key, array, nbytes=array.nbytes, soon=False)
 
-    def write_tokens(self, start: int, ids: Sequence[int], pieces: Sequence[bytes] | None = None) -> None:
+    def write_tokens(
+        self, start: int, ids: Sequence[int] | np.ndarray, pieces: Sequence[bytes] | None = None
+    ) -> None:
         """Record the ids (and texts) of the tokens from index `start` on."""
         self._put(self._write_rows, "/tokens", start, np.asarray(ids, np.int32))
         if pieces is not None:

@@ -19,7 +19,7 @@ class FinalTile(Rule):
 
     def see(self, block):
         for name in ("m", "l"):
-            if block.has(name) and block.has(f"{name}_tiles"):
+            if block.together(name, f"{name}_tiles"):
                 self.judged += 1
                 final = block.tensor(name).astype(np.float64)
                 last = block.tensor(f"{name}_tiles")[-1].astype(np.float64)

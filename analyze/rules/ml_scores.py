@@ -1,7 +1,6 @@
 import numpy as np
 
 from ..rule import Rule
-from .probs_sum import has_sinks
 
 
 class MlScores(Rule):
@@ -25,22 +24,20 @@ class MlScores(Rule):
     )
 
     def see(self, block):
-        if not block.has("m"):
-            return
-        if block.has("scores") and block.has("l"):
+        if block.together("m", "l", "scores"):
             highest, total = _from_scores(block)
-        elif block.has("scores.stats"):
+        elif block.together("m", "scores.stats"):
             highest, total = block.summary("scores", "max"), None
         else:
             return
         self.judged += 1
         m = block.tensor("m").astype(np.float64)
-        eps = block.eps(*(name for name in ("m", "l", "scores") if block.stored(name)))
+        eps = block.eps("m", "l", "scores")
         tolerance = self.FLOOR + 8 * eps * (1 + np.abs(highest))
         shifted = np.abs(m - highest) > tolerance
         if total is not None:
             excess = m + np.log(block.tensor("l").astype(np.float64)) - total
-            wrong = (np.abs(excess) > tolerance) & ~((excess > 0) & has_sinks(self.context))
+            wrong = (np.abs(excess) > tolerance) & ~((excess > 0) & self.context.has_sinks)
             yield from self.worst(block, "l", wrong, excess, self.EXPECTED, self.WRONG_SUM)
             shifted &= ~wrong
         off = m - highest

@@ -25,7 +25,7 @@ class ProbsSum(Rule):
         self.judged += 1
         sums, lowest = _sums(block)
         tolerance = self.FLOOR + 4 * block.eps("probs")
-        off = sums - 1 if has_sinks(self.context) else np.abs(sums - 1)
+        off = sums - 1 if self.context.has_sinks else np.abs(sums - 1)
         expected = f"1 ± {tolerance:.0e}"
         yield from self.worst(block, "probs", off > tolerance, sums, expected, self.SUM, size=off)
         yield from self.worst(block, "probs", lowest < -tolerance, lowest, "0 or more", self.NEGATIVE)
@@ -39,11 +39,3 @@ def _sums(block):
         return sums, lowest
     count = block.kv_len - block.summary("probs", "nan") - block.summary("probs", "inf")
     return block.summary("probs", "mean") * count, block.summary("probs", "min")
-
-
-def has_sinks(context):
-    """Whether the softmax has a share for no key at all: declared by the trace, or by the model's weights."""
-    declared = any(spec.conventions.get("sinks") for spec in context.trace.tensors.values())
-    by_name = context.trace.header.architecture.replace("_", "-") in ("gpt-oss", "gptoss")
-    in_file = context.model is not None and any("attn_sinks" in name for name in context.model.names)
-    return declared or by_name or in_file

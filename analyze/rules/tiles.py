@@ -29,7 +29,7 @@ class Tiles(Rule):
         before = np.concatenate([np.full_like(m[:1], -np.inf), m[:-1]])
         slack = self.SLACK + 8 * block.eps("m_tiles") * (1 + np.abs(np.where(np.isfinite(m), m, 0)))
         yield from self._limit(block, "m_tiles", before - m, slack, "never falling", self.FALLS)
-        if block.has("l_tiles"):
+        if block.together("m_tiles", "l_tiles"):
             yield from self._sums(block, m, before, slack)
 
     def _sums(self, block, m, before, slack):

@@ -9,7 +9,7 @@ from ggufs import write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from synthetic import HEADER, attention, found, write
+from rule_traces import HEADER, attention, found, write
 from tensortrace.analyze.anomaly import SEVERITIES, find_anomalies, ranges
 from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.rule import Rule, figure, rules
@@ -167,7 +167,7 @@ def traces(draw):
     specs = []
     for name in draw(st.lists(st.sampled_from([*NAMES, *ODD_NAMES]), min_size=1, max_size=6, unique=True)):
         axes = draw(st.sampled_from(ODD_AXES + ((NAMES[name].axes,) * 7 if name in NAMES else ())))
-        sizes = {axis: draw(st.sampled_from([1, 2, 6])) for axis in axes if axis not in ROW_AXES + ("key",)}
+        sizes = {axis: draw(st.sampled_from([1, 2, 6])) for axis in axes if axis not in (*ROW_AXES, "key")}
         dtype = draw(st.sampled_from(["float32", "float16", "bfloat16", "float64", "int32", "float8_e4m3fn"]))
         specs.append(TensorSpec(Key(draw(st.sampled_from([None, 0, 3])), name), axes, sizes, dtype))
     steps = plan_steps(draw(st.integers(1, 9)), draw(st.integers(1, 4)), draw(st.sampled_from([None, 2])))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from recording import record_trace
-from synthetic import found
+from rule_traces import found
 from tensortrace.analyze.anomaly import find_anomalies
 from tensortrace.analyze.cause import Injection
 from tensortrace.tracer.tokenizer import Tokenizer
@@ -60,7 +60,6 @@ def serious(report):
     ("prompt", "options"),
     [
         ("The capital of France is", {"n_new": 24}),
-        ("def fibonacci(n):\n    ", {"n_new": 12}),
         ("日本語のテキスト 🙂🙂 Ελληνικά", {"n_new": 6}),
         ("yes yes yes yes yes yes yes yes", {"n_new": 6}),
         (TEXT, {"n_new": 4, "chunk": 20}),
@@ -97,7 +96,6 @@ def test_512_tokens(record, ids, smollm2_model):
         ("kv_slot@3", 3, {"scores_qk"}),
         ("softmax_no_max@3", 3, {"ml_scores", "final_tile"}),
         ("qkv_bias", 0, {"magnitude_weights", "repetition"}),
-        ("norm_placement", None, {"repetition"}),
     ],
 )
 def test_faults(record, healthy, smollm2_model, fault, layer, rules):
@@ -105,8 +103,7 @@ def test_faults(record, healthy, smollm2_model, fault, layer, rules):
     named = {f.rule for f in report.findings if f.severity != "info"}
     assert named >= rules
     assert report.exit_code == 1
-    if layer is not None:
-        assert report.first.layer == layer
+    assert report.first.layer == layer
 
 
 @pytest.mark.parametrize("fault", ["norm_plus_one", "attn_scale"])
@@ -120,7 +117,7 @@ def test_the_seed_story_in_figures(record, healthy, smollm2_model):
     trace = record(None, "norm_plus_one", n_new=2)
     (q,) = (f for f in found(trace, "magnitude_weights", model=smollm2_model) if f.tensor == "q")
     assert (q.layer, q.value) == (0, pytest.approx(56.6, abs=0.5))
-    assert q.evidence["details"][0]["from_weights"] == pytest.approx(7, abs=1)
+    assert q.expected.startswith("about 6.96")
     (scores,) = found(trace, "score_range")
     assert scores.evidence["details"][0]["highest"] > 100
 

@@ -183,6 +183,7 @@ CONTRADICTIONS = {
     "do not fit|does not fit": [piece(0, "q", 1, 2, 3, 4, 5, layer=0)],
     "is said to have": [piece(0, "q", 2, 4, 8, layer=0, axes=("token", "dim"))],
     "needs a name of its own": [piece(0, "mine", 2, 4, axes=("token", "token"))],
+    "tokens are called query": [piece(0, "mine", 2, 4, axes=("token", "key"))],
     "no context is so": [piece(0, "scores", 1, 1, 1 << 25, layer=0)],
     "nothing to import": [],
 }

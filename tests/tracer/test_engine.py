@@ -48,3 +48,10 @@ def test_softmax_state() -> None:
     assert m.dtype == l.dtype == np.float32
     assert np.allclose(m, [[np.log(2), 3]])
     assert np.allclose(l, [[1.5, 3]])
+
+
+def test_softmax_state_is_exact_to_the_last_place() -> None:
+    scores = np.random.default_rng(0).normal(0, 4, (3, 50, 300)).astype(np.float32)
+    m, l = engine.softmax_state(scores)  # noqa: E741
+    exact = np.exp(scores.astype(np.float64) - m[..., None]).sum(-1)
+    assert np.abs(l / exact - 1).max() < 1.2e-7

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import struct
 import subprocess
 from collections.abc import Callable
@@ -221,3 +222,41 @@ def test_threads_write_whole_records(build: Build, tmp_path: Path) -> None:
     assert (stream.end, len(stream.tensors)) == ("", 400)
     for tensor in stream.tensors:
         assert (stream.load(tensor) == (tensor.layer or 0) // 50).all()
+
+
+def test_the_example_in_the_documentation(build: Build, tmp_path: Path) -> None:
+    program = build(
+        """
+        #define TENSORTRACE_IMPLEMENTATION
+        #include "tensortrace.h"
+        int main(void) {
+            float x[2] = {1, 2};
+            int32_t ids[2] = {7, 8};
+            tt_step(ids, 2, 0);
+            tt_2d("embd", TT_NO_LAYER, TT_F32, x, 2, 1);
+            return 0;
+        }
+        """
+    )
+    subprocess.run([program], check=True, env={**os.environ, VARIABLE: str(tmp_path / "a.ttr")})
+    written = (tmp_path / "a.ttr").read_bytes()
+    text = (EXAMPLE.parents[1] / "docs" / "stream.md").read_text()
+    shown = b""
+    for line in text.split("```")[1].strip().splitlines():
+        for word in re.findall(r"c×8|00×\d+|[0-9a-f]{2}\b", line[:62]):
+            if word == "c×8":
+                shown += written[len(shown) : len(shown) + 8]
+            elif word.startswith("00×"):
+                shown += bytes(int(word[3:]))
+            else:
+                shown += bytes.fromhex(word)
+    assert written.startswith(shown)
+    assert written[len(shown) :].startswith(b"END ")
+
+
+@pytest.mark.nvcc
+def test_the_header_compiles_for_cuda(tmp_path: Path) -> None:
+    source = tmp_path / "engine.cu"
+    source.write_text("#define TENSORTRACE_CUDA\n" + PROGRAM.replace("argv[1][0] == 'c'", "false"))
+    options = ("-std=c++14", "-Werror", "all-warnings", f"-I{EXAMPLE}")
+    subprocess.run(["nvcc", *options, "-c", str(source), "-o", str(tmp_path / "engine.o")], check=True)

@@ -127,6 +127,9 @@ def test_the_list_of_formats() -> None:
     for name, importer in importers().items():
         assert name in out
         assert importer.SUMMARY[:40] in out
+    assert "[files]" in run("--list", "--format", "npz")[1]
+    assert "[[tensor]]" in run("--list", "--format", "manifest")[1]
+    assert "one of llama.cpp" in run("--list", "--format", "x")[2]
 
 
 def test_mistakes_on_the_command_line(folder: Path) -> None:

@@ -22,15 +22,15 @@ def test_every_row_has_one_place(prompt: int, new: int, chunk: int | None, data:
 
     rows = [layout.place(Q, step.index) for step in steps]
     assert {place.shape for place in rows} == {(len(tokens), 3)}
-    taken = [row for place in rows for row in range(place.first, place.first + place.count)]
+    taken = [row for place in rows for row in range(place.first, place.first + place.rows)]
     assert taken == list(range(len(tokens)))
 
     assert [place.path for place in layout.datasets(Q)] == ["/layers/00/q"]
 
     blocks = [layout.place(PROBS, step.index) for step in steps if layout.rows(step.index)]
-    pieces = [(place.path, row) for place in blocks for row in range(place.first, place.first + place.count)]
+    pieces = [(place.path, row) for place in blocks for row in range(place.first, place.first + place.rows)]
     assert len(set(pieces)) == len(pieces)
-    assert all(place.first + place.count <= place.shape[0] for place in blocks)
+    assert all(place.first + place.rows <= place.shape[0] for place in blocks)
     made = [(place.path, place.shape) for place in layout.datasets(PROBS)]
     assert len(made) == len(set(made))
     assert set(made) == {(place.path, place.shape) for place in blocks}

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -57,6 +57,18 @@ class OnlyDlpack:
         return self.array.__dlpack_device__()
 
 
+class OnDevice:
+    """An array in GPU memory as CuPy has it: no NumPy function may touch it."""
+
+    __cuda_array_interface__: ClassVar[dict[str, Any]] = {}
+
+    def get(self) -> np.ndarray:
+        return np.arange(6.0).reshape(2, 3)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed")
+
+
 SOURCES = {
     "float32": np.ones((2, 3), np.float32),
     "big endian": np.arange(6, dtype=">f4").reshape(2, 3),
@@ -67,6 +79,7 @@ SOURCES = {
     "list": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]],
     "__array__": OnlyArray(),
     "dlpack": OnlyDlpack(),
+    "cupy": OnDevice(),
 }
 
 
@@ -75,9 +88,9 @@ def test_takes_anything_that_is_an_array(tmp_path: Path, name: str) -> None:
     source = SOURCES[name]
     with Recorder(tmp_path / "a.h5", tokens=[1, 2]) as rec:
         rec("embd", source)
-    expected = source.array if isinstance(source, OnlyDlpack) else np.asarray(source)
+    expected = OnlyArray() if isinstance(source, OnDevice) else getattr(source, "array", source)
     with Trace(tmp_path / "a.h5") as trace:
-        assert np.array_equal(trace.read(Key(None, "embd"), 0), expected)
+        assert np.array_equal(trace.read(Key(None, "embd"), 0), np.asarray(expected))
 
 
 @pytest.mark.torch
@@ -90,6 +103,8 @@ def test_takes_torch_tensors(tmp_path: Path) -> None:
         rec("logits", values.T.contiguous().T)
         rec("attn_norm", values.to(torch.float8_e4m3fn), layer=0)
         rec("attn_out", -values.neg(), layer=0)
+        with pytest.raises(UserError, match="without plain values"):
+            rec("gate", values.to_sparse(), layer=0)
     with Trace(tmp_path / "a.h5") as trace:
         assert trace.tensors[Key(None, "embd")].dtype == "bfloat16"
         assert trace.tensors[Key(0, "attn_norm")].dtype == "float8_e4m3fn"

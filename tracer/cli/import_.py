@@ -36,7 +36,9 @@ def command(
         int | None, typer.Option(min=0, help="Whose dump, where several processes wrote.")
     ] = None,
     engine: Annotated[str, typer.Option(help="Name of the engine, for the trace.")] = "",
-    list_formats: Annotated[bool, typer.Option("--list", help="List the formats and stop.")] = False,
+    list_formats: Annotated[
+        bool, typer.Option("--list", help="List the formats, or explain --format.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Make a trace of what another engine left: a log, a folder of arrays, a raw stream.
@@ -55,7 +57,7 @@ def command(
       trace import run.log --regex '(?P<name>q|k) (?P<layer>.*): (?P<values>.*)'
     """
     if list_formats:
-        _print_formats()
+        _print_formats(format_name)
         return
     if source is None:
         raise UserError("name the log, file or folder to import (or --list)")
@@ -96,14 +98,23 @@ def print_result(result: "Assembled") -> None:
         stderr().print(visible(note), style="yellow" if note.startswith("the trace is marked") else None)
 
 
-def _print_formats() -> None:
+def _print_formats(name: str) -> None:
+    from .. import array_files
     from ..importer import importers
     from .console import stdout, table
 
-    rows = table("format", "what")
-    for name, importer in importers().items():
-        rows.add_row(name, importer.SUMMARY)
-    stdout().print(rows)
+    known = importers()
+    if name and name not in known:
+        raise UserError(f"--format {name}: one of {', '.join(known)}")
+    if not name:
+        rows = table("format", "what")
+        for each, importer in known.items():
+            rows.add_row(each, importer.SUMMARY)
+        stdout().print(rows)
+        return
+    stdout().print(str(known[name].__doc__).strip())
+    if hasattr(known[name], "read_files"):  # what holds for all files of arrays
+        stdout().print(f"\n{str(array_files.__doc__).strip()}")
 
 
 def _ids(text: str) -> tuple[int, ...]:

@@ -205,11 +205,14 @@ def _print_plan(engine: "Engine", request: "Request", output: Path) -> None:
     from ..text import human_bytes
     from .console import stdout
 
-    _, stored = plan(engine, request)
+    asked, stored = plan(engine, request)
     rows, total = _tensor_table(stored, request.steps, f"{output} would hold")
     stdout().print(rows)
     last = request.steps[-1]
     stdout().print(f"{last.index + 1} steps, {last.kv_len} tokens, {human_bytes(total)} in all")
+    if memory := getattr(engine, "memory", None):
+        needed = memory([spec.key for spec in asked], request.steps)
+        stdout().print(f"{human_bytes(needed)} of GPU memory")
 
 
 def _print_result(result: "Result", output: Path) -> None:

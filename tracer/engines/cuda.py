@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from ..cuda_memory import estimate
 from ..cuda_run import OUTBOXES, CudaRunner
 from ..cuda_weights import GpuWeights
-from ..device import BUFFER_BYTES, CudaDevice
+from ..device import CudaDevice
 from ..errors import UserError
 from ..format import Step, TensorSpec
 from ..gguf import Model
@@ -59,7 +59,6 @@ class Engine:
             wanted,
             self.compute_dtype,
             outboxes=OUTBOXES,
-            buffer_bytes=BUFFER_BYTES,
         )
 
 

@@ -7,6 +7,7 @@ our tensors is told from a dry run (`ggml.resolve`); in later runs the nodes com
 
 import ctypes
 import os
+import re
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -85,7 +86,7 @@ class Engine:
         return self._llama.tokenize(text.encode(), add_special)
 
     def prompt_difference(self, text: str, ids: Sequence[int], *, add_special: bool = True) -> str:
-        """Where llama.cpp's tokeniser makes other ids of `text` than these, in a sentence; empty if nowhere."""
+        """Where llama.cpp's tokeniser makes other ids of `text`, in a sentence; empty where it agrees."""
         theirs, ours = self.tokenize(text, add_special=add_special), list(ids)
         if theirs == ours:
             return ""
@@ -259,6 +260,9 @@ class _Context:
 
 def _import() -> tuple[ModuleType, Ggml]:
     """llama-cpp-python's low-level functions and ggml's, silenced but for what `_last_error` tells."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # ggml's threads meet at barriers by spinning, where cores are shared for many times the work itself
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         api = import_module("llama_cpp.llama_cpp")
     except ModuleNotFoundError as error:
@@ -266,7 +270,7 @@ def _import() -> tuple[ModuleType, Ggml]:
     except (OSError, RuntimeError) as error:
         raise UserError(f"llama-cpp-python is installed but its library does not load: {error}") from error
     found = version("llama-cpp-python")
-    if tuple(int(part) for part in found.split(".")[:3]) < OLDEST:
+    if tuple(map(int, re.findall(r"\d+", found)[:3])) < OLDEST:
         raise UserError(f"llama-cpp-python {found} is too old: pip install -U 'tensortrace[llamacpp]'")
     api.llama_log_set(_log_callback(api), None)
     libraries = import_module("llama_cpp._ctypes_extensions")

@@ -8,7 +8,7 @@ in the conventions `partial`, `decimals`, `rounding` (how far a printed value ma
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ def read(path: Path, options: Options) -> Dump:
         steps[step] = StepInfo(tokens or None)
         start += tokens
     if shown:
-        notes.append(f"left out {shown} views, reshapes and copies: they repeat another node's values")
+        notes.append(f"left out {shown} nodes that show another one's values, or a tensor before its bias")
     return Dump(_same_ranks(pieces), steps, Header(engine="llama.cpp"), end=end, notes=notes)
 
 
@@ -71,10 +71,10 @@ def _has_something(node: Node) -> bool:
 
 def _passes(nodes: list[Node]) -> Iterator[list[Node]]:
     """The nodes of each evaluation of the graph: the first node that computes something begins a new one."""
-    first = next((node for node in nodes if node.op not in _SHOWS), nodes[0] if nodes else None)
+    first = next((node.signature for node in nodes if node.op not in _SHOWS), None)
     current: list[Node] = []
     for node in nodes:
-        if first and current and node.signature == first.signature and node.op == first.op:
+        if current and node.signature == first:
             yield current
             current = []
         current.append(node)
@@ -120,32 +120,44 @@ class _Log:
 
     def _piece(self, node: Node, target: Target, step: int, start: int, tokens: int) -> Piece:
         key, axes = target.key, target.axes
+        rank = len(axes or NAMES[key.name].axes) if key.name in NAMES or axes else 4
+        shape = node.shape[4 - rank :]
+        values: Callable[[], np.ndarray] = partial(_values, self.path, node, shape)
+        conventions, printed = self._said(node)
+        if key.name == "kq":
+            key, values = self._scores(key, values, start, conventions)
+            printed = {}  # padding would be part of it
+        if key.name in NAMES and axes[:1] != ("head",) and shape[0] < tokens:
+            conventions["rows"] = "last"  # those that nobody reads are not computed in the last layer
+            printed["computed_rows"] = shape[0]
+        source = f"{node.name} ({node.op})"
+        return Piece(step, key, shape, "float32", values, axes, source, node.op, conventions, printed)
+
+    def _said(self, node: Node) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What holds for a node in every step, and what the log says of this one."""
         conventions: dict[str, Any] = {}
         if node.digits is not None:
             conventions = {"decimals": node.digits, "rounding": 0.5 * 10.0**-node.digits}
         if node.elided or not node.printed:
             conventions["partial"] = True
-        rank = len(axes or NAMES[key.name].axes) if key.name in NAMES or axes else 4
-        shape = node.shape[4 - rank :]
-        values = partial(_values, self.path, node, shape)
-        printed: dict[str, Any] = dict(node.sums)
-        scale = self.scales.get(Key(key.layer, "scores"), {}) if key.name == "kq" else {}
-        if scale.get("scale") and not scale.get("softcap"):
-            values = partial(_scores, values, scale, start)
-            key, printed = Key(key.layer, "scores"), {}
-            conventions |= {name: scale[name] for name in ("scale", "window", "causal") if name in scale}
-            conventions["rounding"] = conventions.get("rounding", 0.0) * scale["scale"]
-        if key.name == "kq":
-            printed = {}  # padding would be part of it
-        if printed:
+        if node.sums:
             conventions["sum_of"] = self.sum_of if node.elided else "all"
-        if nans := self._nans(node):
-            printed["nan"] = nans[:_MAX_NANS]
-        if axes[:1] != ("head",) and tokens > shape[0] and key.name in NAMES:
-            conventions["rows"] = "last"  # those that nobody reads are not computed in the last layer
-            printed["computed_rows"] = shape[0]
-        source = f"{node.name} ({node.op})"
-        return Piece(step, key, shape, "float32", values, axes, source, node.op, conventions, printed)
+        nans = self._nans(node)[:_MAX_NANS]
+        return conventions, {**node.sums, "nan": nans} if nans else dict(node.sums)
+
+    def _scores(
+        self, key: Key, raw: Callable[[], np.ndarray], start: int, conventions: dict[str, Any]
+    ) -> tuple[Key, Callable[[], np.ndarray]]:
+        """The raw product as scores, where the model tells how it is scaled; as it is where not."""
+        conventions.pop("sum_of", None)
+        scores = Key(key.layer, "scores")
+        said = self.scales.get(scores, {})
+        if not said.get("scale") or said.get("softcap"):
+            return key, raw
+        conventions |= {name: said[name] for name in ("scale", "window", "causal") if name in said}
+        if "rounding" in conventions:
+            conventions["rounding"] *= said["scale"]
+        return scores, partial(_masked, raw, said, start)
 
     def _nans(self, node: Node) -> list[int]:
         """Where a NaN was printed: none where the sum is a number."""
@@ -159,7 +171,7 @@ def _values(path: Path, node: Node, shape: tuple[int, ...]) -> np.ndarray:
     return load(path, node).reshape(shape)
 
 
-def _scores(raw: partial, scale: Mapping[str, Any], start: int) -> np.ndarray:
+def _masked(raw: Callable[[], np.ndarray], scale: Mapping[str, Any], start: int) -> np.ndarray:
     """What softmax sees [head, query, key], from the raw product: scaled, and masked where it was printed."""
     values = raw() * np.float32(scale["scale"])
     queries = start + np.arange(values.shape[1])[:, None]

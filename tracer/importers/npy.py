@@ -21,8 +21,10 @@ SUMMARY = "NumPy .npy, a file or a folder"
 
 _HEADERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
 # what reading a header that is none can raise; values are never unpickled
-_DAMAGE = (ValueError, TypeError, EOFError, OverflowError, MemoryError, RecursionError, SyntaxError)
-_DAMAGE += (tokenize.TokenError,)
+_DAMAGE = (
+    *(ValueError, TypeError, EOFError, OverflowError, MemoryError, RecursionError, SyntaxError),
+    tokenize.TokenError,
+)
 
 
 def sniff(path: Path, head: bytes) -> bool:

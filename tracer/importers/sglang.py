@@ -48,15 +48,16 @@ def sniff(path: Path, head: bytes) -> bool:
 
 
 def read(path: Path, options: Options) -> Dump:
-    files = sorted(path.rglob("*.pt"))
-    found = [item for file in files for item in (*_tagged(file), *_pass(file))]
-    if not found:
-        raise UserError(f"{path} has no file that an SGLang dumper would have named")
-    items = _of_rank(path, found, options.rank)
+    found = {file: [*_tagged(file), *_pass(file)] for file in sorted(path.rglob("*.pt"))}
+    if not any(found.values()):
+        raise UserError(f"{path} has no tensor that an SGLang dumper would have written")
+    empty = sum(1 for items in found.values() if not items)
+    notes = [f"left out {empty} files of gradients, parameters, or without a tensor"] if empty else []
+    items = _of_rank(path, [item for items in found.values() for item in items], options.rank)
     folders = sorted({item.file.parent.name for item in items})
     if len(folders) > 1:
         raise UserError(f"{path} holds several dumps, name one of them: {', '.join(folders[:5])}")
-    return _dump(items)
+    return _dump(items, notes)
 
 
 def _tagged(file: Path) -> Iterator[_Item]:
@@ -99,7 +100,7 @@ def _of_rank(path: Path, items: list[_Item], wanted: int | None) -> list[_Item]:
     return sorted(chosen, key=lambda item: item.step)
 
 
-def _dump(items: list[_Item]) -> Dump:
+def _dump(items: list[_Item], notes: list[str]) -> Dump:
     names = {item: re.sub(r"^non_intrusive__|\.0$", "", item.name) for item in items}
     targets = translate_all(names.values())
     pieces: list[Piece] = []
@@ -117,7 +118,7 @@ def _dump(items: list[_Item]) -> Dump:
         if number > 1:  # dumped again in the same pass
             target = Target(own_key(target.key.layer, f"{target.key.name}#{number}"))
         pieces.append(_piece(item, target))
-    return Dump(pieces, steps, Header(engine="sglang"))
+    return Dump(pieces, steps, Header(engine="sglang"), notes=notes)
 
 
 def _target(target: Target, layer: int | None) -> Target:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from synthetic import attention, found, skipped, spec, write
+from rule_traces import attention, found, skipped, spec, write
 from tensortrace.tracer.stats import specs, summarize
 
 

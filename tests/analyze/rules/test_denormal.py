@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from synthetic import attention, found, write
+from rule_traces import attention, found, write
 
 
 def test_integers_read_as_floats(tmp_path):

@@ -1,5 +1,5 @@
 import numpy as np
-from synthetic import found, spec, write
+from rule_traces import found, spec, write
 from tensortrace.tracer.stats import specs, summarize
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from synthetic import found, skipped, write
+from rule_traces import found, skipped, write
 
 RNG = np.random.default_rng(0)
 

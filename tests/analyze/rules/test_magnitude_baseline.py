@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic import HEADER, attention, found, skipped, write
+from rule_traces import HEADER, attention, found, skipped, write
 from tensortrace.analyze.cause import Injection
 
 

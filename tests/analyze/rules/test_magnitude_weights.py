@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from ggufs import write_gguf
 from recording import record_trace
-from synthetic import found, write
+from rule_traces import found, write
 from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.expected import expected_length
 from tensortrace.tracer.architecture import build_graph

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from synthetic import attention, found, write
+from rule_traces import attention, found, write
 from tensortrace.analyze.cause import Injection
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from synthetic import attention, found, key, spec, write
+from rule_traces import attention, found, key, spec, write
 from tensortrace.tracer.stats import specs, summarize
 
 
@@ -33,6 +33,12 @@ def test_masks_are_no_overflow(tmp_path):
     scores[1, 4, 2] = np.inf
     (finding,) = found(write(tmp_path / "u.h5", arrays | {"scores": scores}), "nonfinite")
     assert finding.value == 1
+
+
+def test_what_lies_behind_the_layers_is_not_the_first(tmp_path):
+    nan = np.full((12, 8), np.nan, np.float32)
+    (finding,) = found(write(tmp_path / "t.h5", {"2 ffn_out": nan, "logits": nan}), "nonfinite")
+    assert (finding.layer, finding.tensor) == (2, "ffn_out")
 
 
 def test_of_statistics(tmp_path):

@@ -1,5 +1,5 @@
 import pytest
-from synthetic import found, skipped
+from rule_traces import found, skipped
 from tensortrace.analyze.cause import Injection
 
 

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from synthetic import HEADER, attention, found, write
+from rule_traces import HEADER, attention, found, write
 
 
 def test_rows_that_do_not_sum_to_one(tmp_path):

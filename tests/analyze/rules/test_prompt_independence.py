@@ -1,5 +1,5 @@
 import numpy as np
-from synthetic import found, skipped, text, write
+from rule_traces import found, skipped, text, write
 
 RNG = np.random.default_rng(0)
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from synthetic import found, skipped, text
+from rule_traces import found, skipped, text
 
 
 @pytest.mark.parametrize(

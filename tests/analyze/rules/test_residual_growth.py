@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from synthetic import found, skipped, spec, write
+from rule_traces import found, skipped, spec, write
 from tensortrace.tracer.stats import specs, summarize
 
 

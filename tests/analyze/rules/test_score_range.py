@@ -1,5 +1,5 @@
 import pytest
-from synthetic import attention, found, skipped, spec, write
+from rule_traces import attention, found, skipped, spec, write
 from tensortrace.tracer.stats import specs, summarize
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from synthetic import attention, found, skipped, write
+from rule_traces import attention, found, skipped, write
 
 
 def only(arrays, *names):

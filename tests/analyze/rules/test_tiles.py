@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from synthetic import TILE, attention, found, write
+from rule_traces import TILE, attention, found, write
 
 
 def test_a_maximum_that_falls(tmp_path):

@@ -103,7 +103,7 @@ def test_steps_tokens_and_partial_values(tmp_path: Path) -> None:
     ]
     assert list(trace.tokens) == [*IDS, 59]
     assert trace.header.engine == "llama.cpp"
-    assert done.notes == ("left out 30 views, reshapes and copies: they repeat another node's values",)
+    assert done.notes == ("left out 30 nodes that show another one's values, or a tensor before its bias",)
     q = trace.tensors[Key(0, "q")]
     assert (q.axes, q.sizes, q.source) == (
         ("token", "head", "dim"),

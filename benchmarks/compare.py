@@ -1,0 +1,272 @@
+"""What comparing costs: against h5diff, a plain NumPy loop and merely reading, and how soon it starts.
+
+    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/compare.py --out benchmarks/results/compare
+
+Writes OUT.json and OUT.md.  All sides of a ratio run in turn; the best time of each counts, as whatever else
+the machine does only ever adds.  h5diff comes with the system's hdf5-tools; without it its row says so.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from tensortrace.analyze.compare import compare
+from tensortrace.tracer.format import Header, TensorSpec, plan_steps
+from tensortrace.tracer.names import NAMES, Key
+from tensortrace.tracer.trace import Trace
+from tensortrace.tracer.writer import TraceWriter
+
+LAYERS = 30
+SIZES = {"dim": 576, "ffn": 1536, "vocab": 49152}  # SmolLM2-135M
+HEADS = {"q": (9, 64), "k": (3, 64), "v": (3, 64), "q_rope": (9, 64), "k_rope": (3, 64), "attn": (9, 64)}
+LEFT_OUT = ("m_tiles", "l_tiles", "router", "expert_ids", "expert_weights", "q_norm", "k_norm")
+GLOBAL = ("embd", "final_norm", "logits")
+Row = dict[str, Any]
+
+
+# ---- two traces that differ by rounding everywhere
+
+
+def specs(layers: int = LAYERS) -> list[TensorSpec]:
+    """What a recording of everything holds."""
+    kept = [name for name in NAMES if name not in LEFT_OUT and not name.endswith("post_norm")]
+    keys = [Key(layer, name) for layer in range(layers) for name in kept if name not in GLOBAL]
+    return [_spec(Key(None, "embd")), *map(_spec, keys), *(_spec(Key(None, name)) for name in GLOBAL[1:])]
+
+
+def _spec(key: Key) -> TensorSpec:
+    axes = NAMES[key.name].axes
+    head, dim = HEADS.get(key.name, (9, SIZES["dim"]))
+    known = {**SIZES, "head": head, "dim": dim}
+    return TensorSpec(key, axes, {axis: known[axis] for axis in axes if axis in known})
+
+
+def write_pair(folder: Path, name: str, n_prompt: int, n_new: int, layers: int = LAYERS) -> tuple[Path, Path]:
+    """Two traces of one run, the second off by a relative 1e-7 of random sign."""
+    declared, steps = specs(layers), plan_steps(n_prompt, n_new)
+    paths = folder / f"{name}_a.h5", folder / f"{name}_b.h5"
+    for path, error in zip(paths, (0.0, 1e-7)):
+        rng, noise = np.random.default_rng(0), np.random.default_rng(1)
+        pool = rng.standard_normal(1 << 22, np.float32)
+        pool *= 1 + np.float32(error) * noise.standard_normal(len(pool), np.float32)
+        with TraceWriter(path, Header("benchmark"), declared, steps) as writer:
+            for step in steps:
+                writer.write_tokens(step.start, range(step.start, step.kv_len))
+                for spec in declared:
+                    values = _values(pool, spec.shape(step.n_tokens, step.kv_len))
+                    if spec.key.name == "scores":
+                        future = np.arange(step.kv_len) > np.arange(step.start, step.kv_len)[:, None]
+                        values = np.where(future, np.float32(-np.inf), values)
+                    writer.write(step.index, spec.key, values)
+                writer.end_step(step.index)
+            writer.finish()
+    return paths
+
+
+def _values(pool: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The first numbers of the pool, repeated where it has not enough."""
+    size = int(np.prod(shape))
+    return (pool[:size] if size <= len(pool) else np.resize(pool, size)).reshape(shape)
+
+
+# ---- what is measured
+
+
+def timed(body: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    body()
+    return time.perf_counter() - start
+
+
+def best(repeat: int, bodies: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """The least seconds of each body, run in turn."""
+    times: dict[str, list[float]] = {name: [] for name in bodies}
+    for _ in range(repeat):
+        for name, body in bodies.items():
+            times[name].append(timed(body))
+    return {name: min(kept) for name, kept in times.items()}
+
+
+def ours(a: Path, b: Path) -> None:
+    with Trace(a) as first, Trace(b) as second:
+        assert compare(first, second).exit_code == 0
+
+
+def numpy_loop(a: Path, b: Path) -> None:
+    """Dataset by dataset: load whole, convert to float64, compute the same figures."""
+    with h5py.File(a) as first, h5py.File(b) as second:
+        for path in _datasets(first):
+            x, y = (file[path][()].astype(np.float64) for file in (first, second))
+            used = np.isfinite(x) & np.isfinite(y)
+            x, y = x[used], y[used]
+            d = x - y
+            dd, xx, yy, xy = (d * d).sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()
+            _ = np.sqrt(dd / yy), np.abs(d).max(initial=0), xy / np.sqrt(xx * yy), xy / yy
+
+
+def read_h5py(a: Path, b: Path) -> None:
+    """Every dataset of both files into memory, one after the other."""
+    for path in (a, b):
+        with h5py.File(path) as file:
+            for name in _datasets(file):
+                file[name][()]
+
+
+def read_plain(a: Path, b: Path) -> None:
+    """Both files' bytes into one buffer of 1 MB, over and over: the floor."""
+    buffer = bytearray(1 << 20)
+    for path in (a, b):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def _datasets(file: h5py.File) -> list[str]:
+    found: list[str] = []
+    file.visititems(
+        lambda name, item: (
+            found.append(name) if isinstance(item, h5py.Dataset) and item.dtype.kind == "f" else None
+        )
+    )
+    return found
+
+
+def h5diff(a: Path, b: Path) -> None:
+    subprocess.run(["h5diff", "-q", "-d", "1e-3", a, b], capture_output=True)
+
+
+def against_others(name: str, pair: tuple[Path, Path], repeat: int) -> list[Row]:
+    size = sum(path.stat().st_size for path in pair)
+    sides = {
+        "a plain NumPy loop": (numpy_loop, 1 / 4),
+        "h5diff -d": (h5diff, 1 / 10),
+        "reading both with h5py": (read_h5py, 1.5),
+        "reading both into one buffer": (read_plain, 1.5),
+    }
+    missing = shutil.which("h5diff") is None
+    known = {side: body for side, (body, _) in sides.items() if not (missing and body is h5diff)}
+    found = best(repeat, {"ours": lambda: ours(*pair), **{s: lambda f=f: f(*pair) for s, f in known.items()}})
+    rows = []
+    for side, (_, goal) in sides.items():
+        what = f"{name}: compare / {side}"
+        if side in found:
+            rows.append(row(what, found["ours"], found[side], goal, bytes=size))
+        else:
+            rows.append({"what": what, "note": "h5diff is not installed (hdf5-tools)", "goal": goal})
+    return rows
+
+
+def row(what: str, our: float, other: float, goal: float | None, **more: Any) -> Row:
+    print(f"{what}: {our:.3f} s / {other:.3f} s = {our / other:.2f}", flush=True)
+    return {"what": what, "ours_s": our, "other_s": other, "ratio": our / other, "goal": goal, **more}
+
+
+def peak_memory(pair: tuple[Path, Path]) -> float:
+    """Peak resident memory of the whole command in MB, mapped file pages included."""
+    process = subprocess.Popen([*command(), *map(str, pair)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    return usage.ru_maxrss / 1000
+
+
+def command() -> list[str]:
+    """`trace compare` by itself, without whatever else the program has."""
+    code = "import typer; from tensortrace.tracer.cli.compare import command; typer.run(command)"
+    return [sys.executable, "-c", code]
+
+
+def start_up(pair: tuple[Path, Path], repeat: int) -> list[Row]:
+    def run(*arguments: str) -> Callable[[], object]:
+        return lambda: subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
+
+    imports = "import numpy, h5py, rich.console, rich.table, typer"
+    sides = {"python -c pass": run("-c", "pass"), "importing numpy, h5py, rich, typer": run("-c", imports)}
+    whole = run(*command()[1:], *map(str, pair))
+    found = best(repeat, {"ours": whole, **sides})
+    rows = [row(f"compare of two small files / {s}", found["ours"], found[s], None) for s in sides]
+    return [{**rows[0], "goal_s": 0.8}, rows[1]]
+
+
+# ---- reporting
+
+
+def write(out: Path, rows: list[Row], memory: list[Row]) -> None:
+    machine = {
+        "date": str(date.today()),
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+        "h5py": version("h5py"),
+        "load": os.getloadavg()[0],
+    }
+    report = {"machine": machine, "rows": rows, "memory": memory}
+    out.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    lines = [
+        "# Comparing two traces",
+        "",
+        ", ".join(f"{name} {value}" for name, value in machine.items()),
+        "",
+        "| what | ours, s | other, s | ratio | goal |",
+        "|---|---|---|---|---|",
+        *(_line(entry) for entry in rows),
+        "",
+        "| peak resident memory | MB | goal |",
+        "|---|---|---|",
+        *(f"| {entry['what']} | {entry['mb']:.0f} | ≤ 400 |" for entry in memory),
+    ]
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+def _line(entry: Row) -> str:
+    if "note" in entry:
+        return f"| {entry['what']} | {entry['note']} | | | ≤ {entry['goal']:.2f} |"
+    goal = f"≤ {entry['goal']:.2f}" if entry.get("goal") else ""
+    goal = f"≤ {entry['goal_s']} s" if "goal_s" in entry else goal
+    figures = f"{entry['ours_s']:.3f} | {entry['other_s']:.3f} | {entry['ratio']:.2f}"
+    return f"| {entry['what']} | {figures} | {goal} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--prefill", type=int, default=448, help="tokens of the large prefill (1 GB)")
+    parser.add_argument("--decode", type=int, default=500, help="decode steps of the long run (1 GB)")
+    arguments = parser.parse_args()
+    rows, memory = [], []
+    with tempfile.TemporaryDirectory(dir=arguments.out.parent) as name:
+        folder = Path(name)
+        cases = {
+            f"prefill of {arguments.prefill} tokens": (arguments.prefill, 1),
+            f"{arguments.decode} decode steps": (16, arguments.decode + 1),
+        }
+        for case, (n_prompt, n_new) in cases.items():
+            pair = write_pair(folder, "large", n_prompt, n_new)
+            rows += against_others(case, pair, arguments.repeat)
+            size = sum(path.stat().st_size for path in pair) / 1e9
+            memory.append({"what": f"{case}, {size:.1f} GB", "mb": peak_memory(pair)})
+        pair = write_pair(folder, "large", 2 * arguments.prefill, 1)
+        size = sum(path.stat().st_size for path in pair) / 1e9
+        memory.append(
+            {"what": f"prefill of {2 * arguments.prefill} tokens, {size:.1f} GB", "mb": peak_memory(pair)}
+        )
+        rows += start_up(write_pair(folder, "small", 8, 3, layers=2), 2 * arguments.repeat)
+    write(arguments.out, rows, memory)
+
+
+if __name__ == "__main__":
+    main()
