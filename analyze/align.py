@@ -17,7 +17,7 @@ from ..tracer.format import Step, TensorSpec
 from ..tracer.names import Key
 from ..tracer.trace import Trace
 from .blocks import DOT, Piece
-from .differences import comparable, notes, nothing_in_common
+from .differences import comparable, notes, nothing_in_common, row_axis
 from .metrics import Measured
 from .sources import Source, sources
 from .tokens import agreement
@@ -55,6 +55,7 @@ class Alignment:
     bos: str | None = None
 
     def __post_init__(self) -> None:
+        self._tokens: dict[Key, np.ndarray] = {}
         self._runs: dict[tuple[bytes, bool], list[Run]] = {}
         self.index = {key: i for i, key in enumerate(self.keys)}
 
@@ -67,12 +68,13 @@ class Alignment:
 
     def tokens(self, key: Key) -> np.ndarray:
         """The tokens for which both sides recorded `key`."""
-        if not self.common:
-            return np.empty(0, int)
+        if key in self._tokens:
+            return self._tokens[key]
         step_a, step_b = self.a.step_of[: self.common], self.b.step_of[: self.common]
         written = self.a.has(key)[step_a] & self.b.has(key)[step_b]
         kept = (self.a.row_of[: self.common] >= 0) & (self.b.row_of[: self.common] >= 0)
-        return np.flatnonzero(written & kept)
+        self._tokens[key] = np.flatnonzero(written & kept)
+        return self._tokens[key]
 
     def runs(self, key: Key, *, by_step: bool) -> list[Run]:
         """The runs of common tokens; `by_step` cuts them where either side begins a new step."""
@@ -170,13 +172,18 @@ class Alignment:
             else:
                 block, first = source.prefill(key, step.index), rows.start - source.first_row[step.index]
             corner = [slice(size) for size in shape]
-            corner[spec.axes.index("query")] = slice(first, first + len(run.tokens))
+            corner[row_axis(spec) or 0] = slice(first, first + len(run.tokens))
             sides.append(block[tuple(corner)])
         return View(sides[0], sides[1], spec.axes, run.tokens)
 
     def _steps(self, run: Run) -> tuple[Step, Step]:
         token = run.tokens[0]
         return self.a.steps[self.a.step_of[token]], self.b.steps[self.b.step_of[token]]
+
+    def _covered_b(self, key: Key) -> int:
+        """How many of the reference's steps are compared."""
+        steps = self.b.step_of[self.tokens(key)]
+        return int(np.count_nonzero(np.diff(steps))) + 1 if len(steps) else 0
 
     def phase(self, step: int) -> str:
         """`prefill` or `decode`."""
@@ -192,7 +199,7 @@ class Alignment:
         misfit = sum(int(self.a.has(key).sum()) for key in self.problems)
         in_a = sum(int(self.a.has(key).sum()) for key in self.a.specs)
         in_b = sum(int(self.b.has(key).sum()) for key in self.b.specs if key not in self.problems)
-        covered_b = sum(len(np.unique(self.b.step_of[self.tokens(key)])) for key in self.keys if compared)
+        covered_b = sum(self._covered_b(key) for key in self.keys) if compared else 0
         return {
             "compared": compared,
             "only_a": in_a - compared - misfit,

@@ -178,12 +178,14 @@ def _floats(block: np.ndarray, name: str, space: Workspace) -> np.ndarray:
 def _zero_padding(
     x: np.ndarray, y: np.ndarray, valid: np.ndarray, space: Workspace
 ) -> tuple[np.ndarray, np.ndarray]:
-    padding = np.arange(x.shape[1]) >= valid[:, None]
+    """Copies without the columns that no row needs, and 0 where one row is shorter than the others."""
+    least, most = int(valid.min()), int(valid.max())
+    padding = np.arange(least, most) >= valid[:, None]
     cleared = []
     for name, side in (("padded x", x), ("padded y", y)):
-        copy = space.get(name, side)
-        np.copyto(copy, side)
-        copy[padding] = 0
+        copy = space.get(name, side[:, :most])
+        np.copyto(copy, side[:, :most])
+        copy[:, least:][padding] = 0
         cleared.append(copy)
     return cleared[0], cleared[1]
 

@@ -27,6 +27,8 @@ def comparable(a: Source, b: Source) -> tuple[list[Key], dict[Key, str]]:
 
 def _misfit(a: Source, b: Source, key: Key) -> str | None:
     x, y = a.specs[key], b.specs[key]
+    if row_axis(x) is None or row_axis(y) is None:
+        return "a tensor without a token axis"
     if x.axes == y.axes and x.sizes == y.sizes:
         over_keys = not x.joined and x.axes[-1] in ("stat", "bin")
         if over_keys and [s.kv_len for s in a.steps] != [s.kv_len for s in b.steps]:
@@ -37,6 +39,11 @@ def _misfit(a: Source, b: Source, key: Key) -> str | None:
     if same_rows and len(heads) < 2:
         return None  # one engine keeps [token, head, dim], the other [token, head * dim]
     return f"ours is {_shape(x)}, the reference's {_shape(y)}"
+
+
+def row_axis(spec: TensorSpec) -> int | None:
+    """The place of the axis that counts tokens."""
+    return next((place for place, axis in enumerate(spec.axes) if axis in ROW_AXES), None)
 
 
 def _row_size(spec: TensorSpec) -> int:

@@ -7,9 +7,8 @@ blocks for each worker: pages of mapped files are given back as they are done wi
 
 import mmap
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +17,6 @@ import numpy as np
 from .blocks import ADDED, BLOCK, COLUMN, LARGEST, NEAR, TOP, Piece, Result, Workspace, cut, measure_block
 
 TASK = 1 << 20  # elements that a worker takes at a time
-AHEAD = 4  # tasks prepared for each worker
 
 
 @dataclass(frozen=True)
@@ -124,17 +122,20 @@ def _ratio_root(squares: np.ndarray, by: np.ndarray) -> np.ndarray:
 
 
 def measure(pieces: Iterable[Piece], tensors: int, steps: int, workers: int | None = None) -> Measured:
-    """Measure every piece; memory is a few blocks a worker, mapped pages are given back as they are done."""
-    measured = Measured.empty(tensors, steps)
-    workers = workers or os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[list[Result]]] = deque()
-        for task in _tasks(pieces):  # not all at once: pieces of a compressed trace are in memory
-            waiting.append(pool.submit(_work, task))
-            if len(waiting) > AHEAD * workers:
-                measured.add(waiting.popleft().result())
-        for future in waiting:
-            measured.add(future.result())
+    """Measure every piece; memory is a few blocks a worker, mapped pages are given back as they are done.
+
+    Mapped pieces are all prepared first: every call of HDF5 would wait for the workers to let go of the
+    interpreter.  Others (of compressed traces) are in memory and done with at once.
+    """
+    measured, mapped = Measured.empty(tensors, steps), []
+    for task in _tasks(pieces):
+        if all(mapping(piece.a) and mapping(piece.b) for piece in task):
+            mapped.append(task)
+        else:
+            measured.add(_work(task))
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        for results in pool.map(_work, mapped):
+            measured.add(results)
     return measured
 
 

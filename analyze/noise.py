@@ -38,7 +38,7 @@ STATISTIC = 4.0  # min, max and mean of a row feel an error more than its norm d
 BIN_SHARE = 6.0  # numbers that change the bin of a histogram (of powers of 2) for each one and unit of error
 ONE_FACTOR = 0.9  # the share of a difference that a common factor explains where it is no accident
 MANY = 64  # elements from which on this can be told
-MOST_LAYERS = 1000  # a header that states more is not believed
+MOST_LAYERS = 1000  # a file that states more is not believed
 DEEPEST = 50  # how many tensors that were not recorded are passed through on the way to one that was
 
 STATUSES = ("", "match", "rounding", "inherited", "diverged")
@@ -62,14 +62,13 @@ class Noise:
         self._compared, self._equal = measured.compared, measured.equal
         self._broken = (measured.total("clashes") + measured.total("mask_differs")) > 0
         self._errors: dict[Key, Error] = {}
-        self._parts: list[list[Part]] = []
         self.noise = np.full(self._nrmse.shape, np.nan)
         self.added = np.full(self._nrmse.shape, np.nan)
         self.status = np.zeros(self._nrmse.shape, np.int8)
         layer = -1
         for index, key in enumerate(self.keys):
             last = self._wiring.last_layer + 1 if key.layer is None else key.layer
-            while key.name != "embd" and layer < last:  # so that no recursion is deeper than a layer
+            while key.name != "embd" and layer < min(last, MOST_LAYERS):  # so that no recursion is deeper
                 self._error(Key(layer, "resid_out") if layer >= 0 else Key(None, "embd"))
                 layer += 1
             self._judge(index, key)
@@ -88,7 +87,7 @@ class Noise:
         index = self._index.get(key, -1)
         if index < 0 or not 0 <= step < len(self._positions) or not self._compared[index, step]:
             raise UserError(f"{visible(str(key))} of step {step} was not compared")
-        parts = self._parts[index]
+        parts, _ = self._parts(index, key)
         noise = self.noise[index, step]
         lines = [f"{visible(str(key))}, step {step}: the threshold {noise:.1e} is the sum of"]
         lines += [f"  {part.noise[step]:8.1e}  {visible(part.text)}" for part in parts]
@@ -103,12 +102,7 @@ class Noise:
     # ---- judging
 
     def _judge(self, index: int, key: Key) -> None:
-        base = base_name(key)
-        reasons, tainted = self._reasons(base, self._rms[index] if key == base else None)
-        parts = [*self._statistic(index, key, reasons), self._stored(index)]
-        if key.name == "scores":
-            random = np.where(self._one_factor(index) & ~tainted, 0.0, 1.0)
-            parts = [part.mapped(lambda e: e * random) if part.inherited else part for part in parts]
+        parts, tainted = self._parts(index, key)
         noise = np.minimum(sum(part.noise for part in parts), MOST)
         inherited = sum((part.full for part in parts if part.inherited), np.zeros_like(noise))
         error = np.where(self._broken[index] | np.isnan(self._nrmse[index]), np.inf, self._nrmse[index])
@@ -120,9 +114,18 @@ class Noise:
         self.status[index] = np.where(compared, status, 0)
         self.noise[index] = np.where(compared, noise, np.nan)
         self.added[index] = np.where(compared, np.maximum(self._nrmse[index] - inherited, 0), np.nan)
-        self._parts.append(parts)
         if not key.name.endswith(".hist"):
             self._remember(index, key, parts, tainted | (status == DIVERGED))
+
+    def _parts(self, index: int, key: Key) -> tuple[list[Part], np.ndarray]:
+        """What the threshold of a compared tensor is the sum of, and whether it depends on what diverged."""
+        base = base_name(key)
+        reasons, tainted = self._reasons(base, self._rms[index] if key == base else None)
+        parts = [*self._statistic(index, key, reasons), self._stored(index)]
+        if key.name == "scores":
+            random = np.where(self._one_factor(index) & ~tainted, 0.0, 1.0)
+            parts = [part.mapped(lambda e: e * random) if part.inherited else part for part in parts]
+        return parts, tainted
 
     def _one_factor(self, index: int) -> np.ndarray:
         """Where one factor explains nearly all of the difference, and the inputs don't have it [step]."""

@@ -12,7 +12,7 @@ from .metrics import give_back
 from .sources import Source
 from .wiring import Wiring
 
-ELEMENTS = 1 << 20  # scores that are recomputed: a sample of queries beyond this
+ELEMENTS = 1 << 18  # scores that are recomputed: a sample of queries beyond this
 
 
 class Fit(NamedTuple):

@@ -1,8 +1,10 @@
 """The comparison as people read it: what was compared, the verdict, the tensors around the divergence."""
 
 import math
+from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +23,8 @@ VERDICTS = {
 }
 STYLES = {"match": "dim", "rounding": "", "inherited": "yellow", "diverged": "bold red"}
 COLUMNS = ("step", "tensor", "status", ">nrmse", ">max abs", ">cosine", ">scale", ">|a|", ">|b|", ">noise")
+WIDE = 96  # terminal columns that all of them need
+DISPENSABLE = ("max abs", "cosine")
 HYPOTHESES = {"A": "normalisation or bias missing", "B": "Q·K computed wrongly", "C": "wrong scale factor"}
 ANSWERS = {True: ("yes", "bold red"), False: ("no", "green"), None: ("?", "dim")}
 WEAKER = "judged without the model file, by declared precision and inherited error; --model replays the op"
@@ -36,7 +40,7 @@ def render(comparison: Comparison, *, everything: bool = False) -> RenderableTyp
     if comparison.scenario.hypotheses:
         parts += [Text(), _scenario(comparison)]
     if comparison.measured is not None:
-        parts += [Text(), *_tensors(comparison, everything), Text(LEGEND, "dim")]
+        parts += [Text(), _Tensors(comparison, everything), Text(LEGEND, "dim")]
     return Group(*parts)
 
 
@@ -79,15 +83,17 @@ def _sides(comparison: Comparison) -> RenderableType:
 
 def _verdict(comparison: Comparison) -> list[RenderableType]:
     name, style = VERDICTS[comparison.verdict]
-    lines: list[RenderableType] = [Text.assemble((name, style), "  ", sentence(comparison.sentence))]
-    lines += [Text(f"  · {visible(text)}") for text in comparison.evidence]
+    details = Table.grid(padding=(0, 1))
+    for text in comparison.evidence:
+        details.add_row("·", Text(visible(text)))
     for cause in comparison.causes:
-        if cause.id != UNKNOWN:
-            named = (("CAUSE", "bold red"), "  ", (visible(cause.id), "bold"), f"  {visible(cause.evidence)}")
-            lines += [Text.assemble(*named), Text(f"fix    {visible(cause.fix)}")]
-    if any(cause.id == UNKNOWN for cause in comparison.causes):
-        lines.append(Text(f"  {WEAKER}", "dim"))
-    return lines
+        if cause.id == UNKNOWN:
+            details.add_row("·", Text(WEAKER, "dim"))
+        else:
+            details.add_row(
+                "·", Text.assemble("cause: ", (visible(cause.id), "bold"), f"; fix: {visible(cause.fix)}")
+            )
+    return [Text.assemble((name, style), "  ", sentence(comparison.sentence)), Padding(details, (0, 0, 0, 2))]
 
 
 def sentence(text: str) -> str:
@@ -107,27 +113,31 @@ def _scenario(comparison: Comparison) -> RenderableType:
     return grid if title is None else Group(title, grid)
 
 
-def _tensors(comparison: Comparison, everything: bool) -> list[RenderableType]:
-    total = comparison.coverage["compared"]
-    at = comparison.position
-    start, stop = (0, FEW) if at is None else (max(at - BEFORE, 0), at + AFTER)
-    if everything:
-        start, stop = 0, total
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
-    for column in COLUMNS:
-        right = column.startswith(">")
-        table.add_column(column.removeprefix(">"), justify="right" if right else "left", no_wrap=True)
-    for row in comparison.rows(start, stop):
-        table.add_row(*map(Text, _cells(row)), style=STYLES[row.status])
-    lines: list[RenderableType] = [table]
-    hidden = total - min(stop, total) + start
-    if hidden:
-        lines.append(Text(f"{hidden} of {total} rows are not shown (--all)", "dim"))
-    return lines
+@dataclass
+class _Tensors:
+    """The table of tensors; a terminal too narrow for all columns gets those that tell most."""
+
+    comparison: Comparison
+    everything: bool
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        total, at = self.comparison.coverage["compared"], self.comparison.position
+        start, stop = (0, FEW) if at is None else (max(at - BEFORE, 0), min(at + AFTER, total))
+        if self.everything:
+            start, stop = 0, total
+        shown = [name for name in COLUMNS if options.max_width >= WIDE or name.strip(">") not in DISPENSABLE]
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+        for name in shown:
+            table.add_column(name.strip(">"), justify="right" if name[0] == ">" else "left", no_wrap=True)
+        for row in self.comparison.rows(start, stop):
+            cells = dict(zip(COLUMNS, _cells(row)))
+            table.add_row(*(Text(cells[name]) for name in shown), style=STYLES[row.status])
+        yield table
+        if hidden := total - (min(stop, total) - start):
+            yield Text(f"{hidden} of {total} rows are not shown (--all)", "dim")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    figures = (row.mag_a, row.mag_b)
     return (
         str(row.step),
         visible(str(row.key), 20),
@@ -135,8 +145,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         error_text(row.nrmse),
         error_text(row.max_abs),
         f"{row.cosine:.6f}" if math.isfinite(row.cosine) else "-",
-        number_text(row.scale),
-        *map(number_text, figures),
+        *map(number_text, (row.scale, row.mag_a, row.mag_b)),
         error_text(row.noise),
     )
 

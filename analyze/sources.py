@@ -71,7 +71,8 @@ class Source:
         They share a dataset (docs/format.md), so where that is mapped this is a view of it.
         """
         spec = self.trace.tensors[key]
-        steps = [s.index for s in self.trace.steps if s.phase == "decode" and self.trace.has(key, s.index)]
+        written = self.has(key)
+        steps = [step.index for step in self.steps if step.phase == "decode" and written[step.index]]
         padded = spec.shape(1, max(step.kv_len for step in self.trace.steps))
         at = self.decode_index[steps]
         ends = [np.asarray(self.trace.read(key, step)) for step in (steps[0], steps[-1])]
@@ -115,7 +116,8 @@ class Summaries(Source):
         spec = self._made[key][1]
         if key == spec.key:
             return super().decode(key)
-        steps = [s.index for s in self.steps if s.phase == "decode" and self.trace.has(spec.key, s.index)]
+        written = self.has(key)
+        steps = [step.index for step in self.steps if step.phase == "decode" and written[step.index]]
         return np.stack([self._one(key, spec, self.trace.read(spec.key, step)) for step in steps])
 
     def _summarize(self, key: Key, spec: TensorSpec, array: np.ndarray, axis: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from .format import Step, TensorSpec
+from .format import ROW_AXES, Step, TensorSpec
 from .graph import POSITIONS, TOKENS, Graph, Op
 from .names import NAMES, Key
 
@@ -43,7 +43,8 @@ def tensor_specs(graph: Graph, keys: Iterable[Key], dtype: str) -> list[TensorSp
         for key in op.outputs:
             if key in chosen:
                 axes = NAMES[key.name].axes
-                sizes = dict(zip(axes, unit[key], strict=True))
+                fixed = zip(axes, unit[key], strict=True)
+                sizes = {axis: size for axis, size in fixed if axis not in (*ROW_AXES, "key")}
                 if "tile" in sizes:
                     sizes["tile"] = op.params.get("tile", op.kernel.TILE)
                 conventions = {name: op.params[name] for name in CONVENTIONS if name in op.params}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from synthetic import write_trace
 from tensortrace.analyze.align import align
+from tensortrace.analyze.compare import compare
 from tensortrace.analyze.metrics import measure
 from tensortrace.tracer.format import Header, Step, TensorSpec
 from tensortrace.tracer.names import Key
@@ -251,3 +252,26 @@ def test_statistics_over_other_numbers_of_keys_do_not_fit(record_tiny):
         "probs.hist",
     }
     assert max(compared(whole, chunked).values()) < 1e-2
+
+
+def test_axes_that_are_not_the_vocabulary_s(tmp_path):
+    def write(name: str) -> Trace:
+        specs = [
+            TensorSpec(Key(0, "heads first"), ("head", "token", "dim"), {"head": 2, "dim": 3}),
+            TensorSpec(Key(0, "no tokens"), ("dim",), {"dim": 3}),
+            TensorSpec(Key(2**39, "far"), ("token", "dim"), {"dim": 3}),
+        ]
+        steps = [Step(0, "prefill", 0, 4), Step(1, "decode", 4, 1), Step(2, "decode", 5, 1)]
+        with TraceWriter(tmp_path / name, Header("test"), specs, steps) as writer:
+            for step in steps:
+                for spec in specs:
+                    shape = spec.shape(step.n_tokens, step.kv_len)
+                    writer.write(step.index, spec.key, np.full(shape, step.index + 1, np.float32))
+                writer.end_step(step.index)
+        return Trace(tmp_path / name)
+
+    a, b = write("a.h5"), write("b.h5")
+    assert align(a, b).problems == {Key(0, "no tokens"): "a tensor without a token axis"}
+    keys = (Key(0, "heads first"), Key(2**39, "far"))
+    assert compared(a, b) == {(step, key): 0 for step in range(3) for key in keys}
+    assert compare(a, b).verdict == "match"
