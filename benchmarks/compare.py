@@ -183,19 +183,19 @@ def peak_memory(pair: tuple[Path, Path]) -> float:
 
 
 def command() -> list[str]:
-    """`trace compare` by itself, without whatever else the program has."""
-    code = "import typer; from tensortrace.tracer.cli.compare import command; typer.run(command)"
-    return [sys.executable, "-c", code]
+    return [str(Path(sys.executable).with_name("trace")), "compare"]
 
 
 def start_up(pair: tuple[Path, Path], repeat: int) -> list[Row]:
     def run(*arguments: str) -> Callable[[], object]:
-        return lambda: subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
+        return lambda: subprocess.run(arguments, stdout=subprocess.DEVNULL, check=True)
 
     imports = "import numpy, h5py, rich.console, rich.table, typer"
-    sides = {"python -c pass": run("-c", "pass"), "importing numpy, h5py, rich, typer": run("-c", imports)}
-    whole = run(*command()[1:], *map(str, pair))
-    found = best(repeat, {"ours": whole, **sides})
+    sides = {
+        "python -c pass": run(sys.executable, "-c", "pass"),
+        "importing numpy, h5py, rich, typer": run(sys.executable, "-c", imports),
+    }
+    found = best(repeat, {"ours": run(*command(), *map(str, pair)), **sides})
     rows = [row(f"compare of two small files / {s}", found["ours"], found[s], None) for s in sides]
     return [{**rows[0], "goal_s": 0.8}, rows[1]]
 
