@@ -119,4 +119,5 @@ def decimals(text: str) -> int | None:
 def rounding(text: str) -> float:
     """How far the numbers in `text` may be off the values that were printed: half of a last digit."""
     found = re.findall(r"\d\.(\d*)(?:e([-+]?\d{1,3}))?", text, re.IGNORECASE)
-    return max((0.5 * 10.0 ** (int(exponent or 0) - len(digits)) for digits, exponent in found), default=0.0)
+    powers = (min(int(exponent or 0) - len(digits), 300) for digits, exponent in found)  # no float is larger
+    return max((0.5 * 10.0**power for power in powers), default=0.0)

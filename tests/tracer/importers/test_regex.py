@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tensortrace.tracer.gguf import Model
 from tensortrace.tracer.importer import Options, import_dump
 from tensortrace.tracer.names import Key
+from tensortrace.tracer.printed import rounding
 from tensortrace.tracer.trace import Trace
 
 ROWS = r"(?P<name>\w+)\[(?P<layer>\d+)\]( head (?P<head>\d+))? token (?P<token>\d+): (?P<values>.*)"
@@ -77,6 +78,12 @@ def test_whole_tensors_in_one_line(tmp_path: Path) -> None:
 def test_integers_are_exact(tmp_path: Path) -> None:
     with read(tmp_path, "expert_ids [2x3] = 1 2 3 4 5 6\n", PLAIN) as trace:
         assert trace.tensors[Key(None, "expert_ids")].conventions == {"rounding": 0.0}
+
+
+def test_rounding_follows_the_exponent() -> None:
+    assert [rounding(text) for text in ("1.25", "-3.5 1.125", "1.50e-03", "7", "1.0e999")] == pytest.approx(
+        [0.005, 0.05, 5e-6, 0.0, 5e299]
+    )
 
 
 def test_stated_steps(tmp_path: Path) -> None:
