@@ -173,6 +173,7 @@ def _complete(header: Header, engine: Engine, request: Request) -> Header:
         device=engine.device,
         compute_dtype=engine.compute_dtype,
         storage_dtype=request.storage,
+        settings={**header.settings, **getattr(engine, "settings", {})},
         sampling={
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,

@@ -25,7 +25,7 @@ def command(
     tokens: Annotated[str | None, typer.Option(help="Feed these ids instead of a text: 1,2,3.")] = None,
     chat: Annotated[bool, typer.Option(help="Put the text into the model's chat template.")] = False,
     output: Annotated[Path, typer.Option("-o", "--output", help="The trace to write.")] = Path("trace.h5"),
-    engine: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, cpu, cuda, llama.cpp or torch.")] = "auto",
     n_new: Annotated[int, typer.Option("-n", help="New tokens to generate.")] = 16,
     layers: Annotated[str | None, typer.Option(help="Layers to record: 0-3,10.")] = None,
     tensors: Annotated[str | None, typer.Option(help="Tensors to record, globs: 'q*,scores'.")] = None,
@@ -57,8 +57,7 @@ def command(
     [bold]Example:[/bold]  trace record -p "The capital of France is" -n 16 -o healthy.h5
     """
     from ...analyze.cause import Injection
-    from ..architecture import build_graph
-    from ..engine import load
+    from ..engine import graph_of, load, runs_graph
     from ..gguf import Model
     from ..hub import resolve
     from ..record import Request, record
@@ -71,9 +70,11 @@ def command(
     loaded = Model(resolve(model), memory=parse_bytes(memory, "--memory") if memory else None)
     tokenizer = Tokenizer(loaded.metadata)
     text, ids = _prompt(tokenizer, prompt, prompt_file, tokens, chat)
-    graph = build_graph(loaded, softmax=softmax, tile=tile)
+    graph = graph_of(engine, loaded, softmax=softmax, tile=tile)
     if inject:
         fault = Injection.parse(inject)
+        if graph is None or not runs_graph(engine):
+            raise UserError(f"--inject needs an engine that runs our own operations: {engine} brings its own")
         graph = fault.apply(graph)
         ids = fault.cause.change_ids(ids, loaded.metadata)
     runner = load(engine, graph, loaded, dtype=_dtype(compute, "--compute"))
@@ -91,7 +92,7 @@ def command(
     if dry_run:
         _print_plan(runner, request, output)
         return
-    header = _header(loaded, text, inject or "", {"softmax": softmax, "tile": tile, "chunk": chunk})
+    header = _header(loaded, text, inject or "", _settings(engine, softmax, tile, chunk))
     with _Progress(tokenizer, request, text, quiet) as progress:
         result = record(runner, request, output, header, on_token=progress.token, on_step=progress.step)
     if compress:
@@ -141,6 +142,13 @@ def _dtype(short: str, option: str) -> str:
     if short not in names:
         raise UserError(f"{option} {short}: one of {', '.join(names)}")
     return names[short]
+
+
+def _settings(engine: str, softmax: str, tile: int, chunk: int | None) -> dict[str, Any]:
+    """What was asked of the run; how softmax is computed is ours to say only where our kernels run."""
+    from ..engine import runs_graph
+
+    return {"chunk": chunk} | ({"softmax": softmax, "tile": tile} if runs_graph(engine) else {})
 
 
 def _header(model: "Model", text: str, inject: str, settings: dict[str, Any]) -> "Header":
