@@ -76,26 +76,20 @@ class Alignment:
         self._tokens[key] = np.flatnonzero(written & kept)
         return self._tokens[key]
 
-    def runs(self, key: Key, *, by_step: bool) -> list[Run]:
-        """The runs of common tokens; `by_step` cuts them where either side begins a new step."""
-        tokens = self.tokens(key)
+    def _cut(self, tokens: np.ndarray, *, by_step: bool) -> list[Run]:
+        """The runs of `tokens`; `by_step` cuts them also where either side begins a new step."""
         known = (tokens.tobytes(), by_step)
         if known not in self._runs:
-            self._runs[known] = self._cut(tokens, by_step)
+            rows_a, rows_b = self.a.row_of[tokens], self.b.row_of[tokens]
+            breaks = (np.diff(rows_a) != 1) | (np.diff(rows_b) != 1)
+            if by_step:
+                breaks |= (np.diff(self.a.step_of[tokens]) != 0) | (np.diff(self.b.step_of[tokens]) != 0)
+            edges = [0, *(np.flatnonzero(breaks) + 1), len(tokens)] if len(tokens) else []
+            self._runs[known] = [
+                Run(tokens[i:j], slice(rows_a[i], rows_a[i] + j - i), slice(rows_b[i], rows_b[i] + j - i))
+                for i, j in pairwise(edges)
+            ]
         return self._runs[known]
-
-    def _cut(self, tokens: np.ndarray, by_step: bool) -> list[Run]:
-        if not len(tokens):
-            return []
-        rows_a, rows_b = self.a.row_of[tokens], self.b.row_of[tokens]
-        breaks = (np.diff(rows_a) != 1) | (np.diff(rows_b) != 1)
-        if by_step:
-            breaks |= (np.diff(self.a.step_of[tokens]) != 0) | (np.diff(self.b.step_of[tokens]) != 0)
-        edges = [0, *(np.flatnonzero(breaks) + 1), len(tokens)]
-        return [
-            Run(tokens[i:j], slice(rows_a[i], rows_a[i] + j - i), slice(rows_b[i], rows_b[i] + j - i))
-            for i, j in pairwise(edges)
-        ]
 
     # ---- what is measured
 
@@ -111,41 +105,35 @@ class Alignment:
     def _joined(self, index: int, key: Key, spec: TensorSpec) -> Iterator[Piece]:
         a, b = self.a.joined(key), self.b.joined(key)
         head_dim = spec.sizes["dim"] if spec.axes[-2:] == ("head", "dim") else 0
-        for run in self.runs(key, by_step=False):
+        for run in self._cut(self.tokens(key), by_step=False):
             steps = self.a.step_of[run.tokens]
             step = int(steps[0]) if steps[0] == steps[-1] else steps
             shape = (len(run.tokens), -1)
             yield Piece(index, a[run.rows_a].reshape(shape), b[run.rows_b].reshape(shape), step, head_dim)
 
     def _blocks(self, index: int, key: Key, spec: TensorSpec) -> Iterator[Piece]:
-        decoded = []
-        for run in self.runs(key, by_step=True):
-            step_a, step_b = self._steps(run)
-            if step_a.phase == step_b.phase == "decode":
-                decoded.append(run)
-                continue
+        tokens = self.tokens(key)
+        decoded = self.a.decodes[self.a.step_of[tokens]] & self.b.decodes[self.b.step_of[tokens]]
+        for run in self._cut(tokens[~decoded], by_step=True):
             view = self._view(key, spec, run)
             for a, b in _matrices(view.a, view.b):
-                yield Piece(index, a, b, step_a.index, masked=_is_scores(key))
-        if decoded:
-            yield from self._decoded(index, key, spec, decoded)
+                yield Piece(index, a, b, self._steps(run)[0].index, masked=_is_scores(key))
+        if decoded.any():
+            yield from self._decoded(index, key, spec, tokens[decoded])
 
-    def _decoded(self, index: int, key: Key, spec: TensorSpec, runs: list[Run]) -> Iterator[Piece]:
+    def _decoded(self, index: int, key: Key, spec: TensorSpec, tokens: np.ndarray) -> Iterator[Piece]:
         """Decode steps, all at once where both sides lay them out alike."""
-        steps = [self._steps(run) for run in runs]
-        at_a = self.a.decode_index[[step.index for step, _ in steps]]
-        at_b = self.b.decode_index[[step.index for _, step in steps]]
+        steps_a, steps_b = self.a.step_of[tokens], self.b.step_of[tokens]
+        at_a, at_b = self.a.decode_index[steps_a], self.b.decode_index[steps_b]
+        keys = np.minimum(self.a.kv_len[steps_a], self.b.kv_len[steps_b])
         a, b = self.a.decode(key), self.b.decode(key)
-        together = (np.diff(at_a) == 1).all() and (np.diff(at_b) == 1).all() and a.shape[1:] == b.shape[1:]
-        numbers = np.array([step.index for step, _ in steps])
-        keys = np.array([min(step_a.kv_len, step_b.kv_len) for step_a, step_b in steps])
-        if together:
+        if (np.diff(at_a) == 1).all() and (np.diff(at_b) == 1).all() and a.shape[1:] == b.shape[1:]:
             width, valid = _padding(spec, a.shape[1:], keys)
             x, y = (side[at[0] : at[-1] + 1].reshape(-1, width) for side, at in ((a, at_a), (b, at_b)))
-            numbers = np.repeat(numbers, len(x) // len(numbers))
-            yield Piece(index, x, y, numbers, 0, _is_scores(key), valid)
+            steps = np.repeat(steps_a, len(x) // len(steps_a))
+            yield Piece(index, x, y, steps, 0, _is_scores(key), valid)
             return
-        for i, j, step, seen in zip(at_a, at_b, numbers.tolist(), keys.tolist()):
+        for i, j, step, seen in zip(at_a, at_b, steps_a.tolist(), keys.tolist()):
             corner = tuple(map(slice, spec.shape(1, seen)))
             for x, y in _matrices(a[i][corner], b[j][corner]):
                 yield Piece(index, x, y, step, masked=_is_scores(key))
@@ -155,7 +143,7 @@ class Alignment:
     def views(self, key: Key, step: int) -> Iterator[View]:
         """What one of our steps has in common with each of the reference's that cover it."""
         spec = self.a.specs[key]
-        for run in self.runs(key, by_step=True):
+        for run in self._cut(self.tokens(key), by_step=True):
             if self._steps(run)[0].index == step:
                 yield self._view(key, spec, run)
 

@@ -10,6 +10,7 @@ across blocks is float64.  A block with NaN or infinities, or so large or small 
 float32, shows in its products and is measured again in float64, element by element.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -25,11 +26,9 @@ ADDED = (  # what adds up over blocks
     *("nan_a", "nan_b", "inf_a", "inf_b", "masked_a", "masked_b", "mask_differs", "clashes"),
 )
 LARGEST = ("max_abs", "row_error", "top_a", "top_b")  # of what the largest over blocks is kept
-COLUMN = {name: i for i, name in enumerate(ADDED)}
-TOP = {name: i for i, name in enumerate(LARGEST)}
+COLUMN = {name: i for i, name in enumerate((*ADDED, *LARGEST))}
 
-Columns = dict[str, np.ndarray]
-Result = tuple[int, np.ndarray, np.ndarray, np.ndarray]
+Result = tuple[int, np.ndarray, np.ndarray]
 
 
 class Piece(NamedTuple):
@@ -49,7 +48,8 @@ class Piece(NamedTuple):
     valid: np.ndarray | None = None
 
 
-def cut(piece: Piece, rows: slice) -> Piece:
+def cut(piece: Piece, rows: slice | np.ndarray) -> Piece:
+    """Some rows of a piece."""
     step = piece.step if isinstance(piece.step, int) else piece.step[rows]
     valid = None if piece.valid is None else piece.valid[rows]
     return piece._replace(a=piece.a[rows], b=piece.b[rows], step=step, valid=valid)
@@ -69,25 +69,47 @@ class Workspace:
         return buffer[: like.size].reshape(like.shape)
 
 
-def measure_block(piece: Piece, space: Workspace) -> Result:
-    """Measure one block: the quick way, or element by element where its figures do not tell."""
-    columns = _quick(piece, space) or _exact(piece)
+def measure_rows(piece: Piece, space: Workspace) -> Result:
+    """The figures of a piece's rows, put together by step: (tensor, steps [n], figures [column, n])."""
     rows, width = piece.a.shape
-    columns.setdefault("count", np.full(rows, width) if piece.valid is None else piece.valid)
-    columns["rows"] = np.ones(rows)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where(columns["dd"] == 0, 0.0, columns["dd"] / columns["bb"])
-    columns["row_error2"] = np.where(np.isfinite(relative), relative, 4.0)  # a row of zeros is one row
-    columns["row_error"] = np.sqrt(columns["row_error2"])
-    sums = np.zeros((rows, len(ADDED)))
-    largest = np.zeros((rows, len(LARGEST)))
-    for name, values in columns.items():
-        if name in COLUMN:
-            sums[:, COLUMN[name]] = values
-        else:
-            largest[:, TOP[name]] = values
+    table = np.zeros((len(COLUMN), rows))
+    table[COLUMN["count"]] = width if piece.valid is None else piece.valid
+    table[COLUMN["rows"]] = 1
+    height = max(1, BLOCK // width)
+    figures = Figures(table)
+    with np.errstate(all="ignore"):  # what overflows or is not finite is measured again
+        for first in range(0, rows, height):
+            part = slice(first, first + height)
+            _quick(cut(piece, part), Figures(table[:, part]), space)
+        lost = np.flatnonzero(~np.isfinite(figures["aa"] + figures["bb"]))
+        for first in range(0, len(lost), height):
+            at = lost[first : first + height]
+            again = Figures(table[:, at])
+            _exact(cut(piece, at), again)
+            table[:, at] = again.table
+        relative = np.where(figures["dd"] == 0, 0.0, figures["dd"] / figures["bb"])
+    figures["row_error2"] = np.where(np.isfinite(relative), relative, 4.0)  # a row of zeros is one row
+    figures["row_error"] = np.sqrt(figures["row_error2"])
     starts, steps = _runs(piece.step, rows)
-    return piece.tensor, steps, np.add.reduceat(sums, starts), np.maximum.reduceat(largest, starts)
+    sums = np.add.reduceat(table[: len(ADDED)], starts, axis=1)
+    return (
+        piece.tensor,
+        steps,
+        np.concatenate((sums, np.maximum.reduceat(table[len(ADDED) :], starts, axis=1))),
+    )
+
+
+class Figures:
+    """Columns of a table [column, row] by name."""
+
+    def __init__(self, table: np.ndarray):
+        self.table = table
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.table[COLUMN[name]]
+
+    def __setitem__(self, name: str, values: np.ndarray | float) -> None:
+        self.table[COLUMN[name]] = values
 
 
 def _runs(step: int | np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,58 +120,66 @@ def _runs(step: int | np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return starts, step[starts]
 
 
-def _quick(piece: Piece, space: Workspace) -> Columns | None:
-    """The figures of each row [row], by products in the block's own precision; None where they are no use."""
+def _quick(piece: Piece, figures: Figures, space: Workspace) -> None:
+    """Fill in the figures by products in the block's own precision; b·b is NaN where these are no use."""
     x, y = _floats(piece.a, "x", space), _floats(piece.b, "y", space)
     if x.dtype != y.dtype:
         x, y = x.astype(np.float64, copy=False), y.astype(np.float64, copy=False)
-    columns: Columns = {}
     if piece.valid is not None:
         x, y = _zero_padding(x, y, piece.valid, space)
     if piece.masked:
         kept = _unmask(x, y, space)
         if kept is None:
-            return None
+            figures["bb"] = np.nan
+            return
         x, y, hidden = kept
-        columns["masked_a"] = columns["masked_b"] = hidden
-        columns["count"] = (x.shape[1] if piece.valid is None else piece.valid) - hidden
-        columns["top_a"], columns["top_b"] = _top(x), _top(y)
-    with np.errstate(over="ignore", invalid="ignore"):
-        d = np.subtract(x, y, out=space.get("d", x))
-        columns["max_abs"] = _top(d) if not isinstance(piece.step, int) else np.array(_flat_top(d))
-        top = columns["max_abs"].max()
-        columns |= _products(x, y, d, top > 0, piece.head_dim)
-    sound = np.isfinite(columns["aa"]).all() and np.isfinite(columns["bb"]).all() and np.isfinite(top)
-    lost = x.dtype == np.float32 and 0 < top < TINY
-    return columns if sound and not lost else None
-
-
-def _products(x: np.ndarray, y: np.ndarray, d: np.ndarray, differ: bool, head_dim: int) -> Columns:
-    columns: Columns = {}
-    if head_dim:
-        for name, side in (("a", x), ("b", y)):
-            squares = _dot(*(2 * [side.reshape(-1, head_dim)])).reshape(len(side), -1)
-            columns[name * 2] = squares.sum(-1)
-            columns[f"norm_{name}"] = np.sqrt(squares).sum(-1)
-        columns["vectors"] = np.full(len(x), x.shape[1] // head_dim)
+        figures["masked_a"] = figures["masked_b"] = hidden
+        figures["count"] -= hidden
+        figures["top_a"], figures["top_b"] = _top(x), _top(y)
+    d = np.subtract(x, y, out=space.get("d", x))
+    if isinstance(piece.step, int):
+        top = max(float(d.max()), -float(d.min()))
+        figures["max_abs"] = top
     else:
-        columns["bb"] = _dot(y, y)
+        tops = figures["max_abs"] = _top(d)
+        top = float(tops.max())
+    _products(x, y, d, top > 0, piece.head_dim, figures)
+    if not math.isfinite(top) or (0 < top < TINY and x.dtype == np.float32):
+        figures["bb"] = np.nan
+
+
+def _products(
+    x: np.ndarray, y: np.ndarray, d: np.ndarray, differ: bool, head_dim: int, figures: Figures
+) -> None:
+    """Fill in d·d, d·b, b·b, a·a and the norms of head vectors."""
+    if head_dim:
+        figures["vectors"] = x.shape[1] // head_dim
+        for name, side in (("a", x), ("b", y)):
+            vectors = side.reshape(-1, head_dim)
+            squares = _dot(vectors, vectors).astype(np.float64).reshape(len(side), -1)
+            figures[name * 2], figures[f"norm_{name}"] = squares.sum(-1), np.sqrt(squares).sum(-1)
+    else:
+        figures["bb"] = _dot(y, y)
+    bb = figures["bb"]
     if not differ:
-        columns["dd"] = columns["db"] = np.zeros(len(x))
-        return {"aa": columns["bb"]} | columns
-    dd, db, bb = _dot(d, d), _dot(d, y), columns["bb"]
+        figures["aa"] = bb
+        return
+    figures["dd"], figures["db"] = _dot(d, d), _dot(d, y)
+    dd, db = figures["dd"], figures["db"]
     far = dd * NEAR > bb
     if far.any():
-        db = np.where(far, _dot(x, y) - bb, db)
-    if "aa" not in columns:
-        near = bb + 2 * db + dd
-        columns["aa"] = np.where(far, _dot(x, x), near) if far.any() else near
-    return columns | {"dd": dd, "db": db}
+        db[far] = _dot(x[far], y[far]) - bb[far]
+    if not head_dim:
+        figures["aa"] = bb + 2 * db + dd
+        if far.any():
+            figures["aa"][far] = _dot(x[far], x[far])
 
 
 def _dot(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """x[i]·y[i] for every row i, float64 [row]."""
-    parts = (slice(first, first + DOT) for first in range(0, max(x.shape[1], 1), DOT))
+    """x[i]·y[i] for every row i [row]."""
+    if x.shape[1] <= DOT:
+        return np.vecdot(x, y)
+    parts = (slice(first, first + DOT) for first in range(0, x.shape[1], DOT))
     return sum(np.vecdot(x[:, part], y[:, part]).astype(np.float64) for part in parts)
 
 
@@ -158,13 +188,9 @@ def _top(x: np.ndarray) -> np.ndarray:
     return np.maximum(x.max(1), -x.min(1))
 
 
-def _flat_top(x: np.ndarray) -> np.ndarray:
-    return np.maximum(x.max(), -x.min())
-
-
 def _floats(block: np.ndarray, name: str, space: Workspace) -> np.ndarray:
     """The block as float32 or float64; a view where it is that already."""
-    if block.dtype in (np.float32, np.float64):
+    if block.dtype.char in "fd":
         return block
     if block.dtype.name == "bfloat16":  # the upper half of a float32
         bits = space.get(name, block, np.dtype(np.uint32))
@@ -209,33 +235,28 @@ def _unmask(
     return cleared[0], cleared[1], hidden
 
 
-def _exact(piece: Piece) -> Columns:
-    """The figures of each row in float64, over the elements that are finite on both sides."""
+def _exact(piece: Piece, figures: Figures) -> None:
+    """Fill in the figures in float64, over the elements that are finite on both sides."""
     x, y = piece.a.astype(np.float64), piece.b.astype(np.float64)
     inside = np.ones(x.shape, bool) if piece.valid is None else np.arange(x.shape[1]) < piece.valid[:, None]
     hidden_x, hidden_y = (piece.masked & (side <= MASKED) & inside for side in (x, y))
     usable = np.isfinite(x) & np.isfinite(y) & ~hidden_x & ~hidden_y & inside
-    with np.errstate(invalid="ignore"):
-        alike = (x == y) | (np.isnan(x) & np.isnan(y))
-    columns: Columns = {
-        "count": usable.sum(1),
-        "nan_a": (np.isnan(x) & inside).sum(1),
-        "nan_b": (np.isnan(y) & inside).sum(1),
-        "inf_a": (np.isinf(x) & ~hidden_x & inside).sum(1),
-        "inf_b": (np.isinf(y) & ~hidden_y & inside).sum(1),
-        "masked_a": hidden_x.sum(1),
-        "masked_b": hidden_y.sum(1),
-        "mask_differs": (hidden_x != hidden_y).sum(1),
-        "clashes": (inside & ~usable & ~alike & ~hidden_x & ~hidden_y).sum(1),
-    }
+    alike = (x == y) | (np.isnan(x) & np.isnan(y))
+    figures["count"] = usable.sum(1)
+    for name, side, hidden in (("a", x, hidden_x), ("b", y, hidden_y)):
+        figures[f"nan_{name}"] = (np.isnan(side) & inside).sum(1)
+        figures[f"inf_{name}"] = (np.isinf(side) & ~hidden & inside).sum(1)
+        figures[f"masked_{name}"] = hidden.sum(1)
+    figures["mask_differs"] = (hidden_x != hidden_y).sum(1)
+    figures["clashes"] = (inside & ~usable & ~alike & ~hidden_x & ~hidden_y).sum(1)
     x, y = np.where(usable, x, 0), np.where(usable, y, 0)
     d = x - y
-    columns |= {"max_abs": np.abs(d).max(1, initial=0), "dd": (d * d).sum(1), "db": (d * y).sum(1)}
-    columns |= {"aa": (x * x).sum(1), "bb": (y * y).sum(1)}
-    if piece.masked:
-        columns |= {"top_a": np.abs(x).max(1, initial=0), "top_b": np.abs(y).max(1, initial=0)}
-    if piece.head_dim:
-        columns["vectors"] = np.full(len(x), x.shape[1] // piece.head_dim)
-        for name, side in (("norm_a", x), ("norm_b", y)):
-            columns[name] = np.linalg.norm(side.reshape(len(x), -1, piece.head_dim), axis=-1).sum(-1)
-    return columns
+    figures["max_abs"] = np.abs(d).max(1)
+    figures["dd"], figures["db"] = (d * d).sum(1), (d * y).sum(1)
+    for name, side in (("a", x), ("b", y)):
+        figures[name * 2] = (side * side).sum(1)
+        figures[f"top_{name}"] = np.abs(side).max(1) if piece.masked else 0
+        if piece.head_dim:
+            vectors = side.reshape(len(side), -1, piece.head_dim)
+            figures[f"norm_{name}"] = np.linalg.norm(vectors, axis=-1).sum(-1)
+            figures["vectors"] = vectors.shape[1]

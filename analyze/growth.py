@@ -16,7 +16,7 @@ tensor that they belong to and arrays over steps.  `gain` is how much an op can 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,17 +37,22 @@ LARGEST = 10.0  # errors above this need no telling apart
 class Error:
     """What is known of a tensor's error [step]: of the whole, per token (RMS), and the largest element's.
 
-    `sound` is the share of it, 0 to 1, that is noise; `tainted` says that the tensor diverged or depends on
-    one that did; `rms` and `norm` (mean L2 norm of head vectors) are the reference's, None where unknown.
+    `unsound` is the share of it, 0 to 1, that is no noise; `tainted` says that the tensor diverged or depends
+    on one that did; `rms` and `norm` (mean L2 norm of head vectors) are the reference's, None or NaN where
+    unknown.
     """
 
     whole: np.ndarray
     rows: np.ndarray
     largest: np.ndarray | None
-    sound: np.ndarray
+    unsound: np.ndarray
     tainted: np.ndarray
     rms: np.ndarray | None = None
     norm: np.ndarray | None = None
+
+    @property
+    def sound(self) -> np.ndarray:
+        return 1 - self.unsound
 
     @property
     def recorded(self) -> bool:
@@ -56,19 +61,20 @@ class Error:
 
     def worst(self, other: "Error") -> "Error":
         """The larger error of two views of one tensor."""
-        pairs = zip(astuple(self), astuple(other))
-        whole, rows, largest, _, tainted, rms, norm = (_larger(x, y) for x, y in pairs)
-        return Error(whole, rows, largest, np.minimum(self.sound, other.sound), tainted, rms, norm)
+        return self._combined([_larger(x, y) for x, y in zip(vars(self).values(), vars(other).values())])
 
     def so_far(self) -> "Error":
         """The worst of all steps until each one: what a KV cache holds."""
-        arrays: Iterator[Any] = (x if x is None else np.maximum.accumulate(x) for x in astuple(self))
-        whole, rows, largest, _, tainted, rms, norm = arrays
-        return Error(whole, rows, largest, np.minimum.accumulate(self.sound), tainted, rms, norm)
+        return self._combined([x if x is None else np.fmax.accumulate(x) for x in vars(self).values()])
+
+    @staticmethod
+    def _combined(larger: list[Any]) -> "Error":
+        whole, rows, largest, sound, tainted, rms, norm = larger
+        return Error(whole, rows, largest, sound, tainted, rms, norm)
 
 
 def _larger(x: np.ndarray | None, y: np.ndarray | None) -> Any:
-    return y if x is None else x if y is None else np.maximum(x, y)
+    return y if x is None else x if y is None else np.fmax(x, y)
 
 
 class Part(NamedTuple):
@@ -220,9 +226,9 @@ def _shift(scores: Error) -> np.ndarray:
 
 def _absolute(scores: Error) -> np.ndarray:
     """The RMS of the absolute error of scores."""
-    if scores.rms is None and scores.largest is not None:
-        return _shift(scores)
-    return scores.whole * (UNKNOWN_RATIO if scores.rms is None else scores.rms)
+    if scores.rms is None:
+        return scores.whole * UNKNOWN_RATIO if scores.largest is None else _shift(scores)
+    return scores.whole * np.nan_to_num(scores.rms, nan=UNKNOWN_RATIO)
 
 
 def _attend(op: Op) -> Iterator[Part]:

@@ -14,34 +14,35 @@ from functools import cached_property
 
 import numpy as np
 
-from .blocks import ADDED, BLOCK, COLUMN, LARGEST, NEAR, TOP, Piece, Result, Workspace, cut, measure_block
+from .blocks import ADDED, COLUMN, NEAR, Piece, Result, Workspace, cut, measure_rows
 
-TASK = 1 << 20  # elements that a worker takes at a time
+TASK = 1 << 21  # elements that a worker takes at a time
 
 
 @dataclass(frozen=True)
 class Measured:
     """The figures of every compared tensor and step; properties are arrays [tensor, step].
 
-    `sums` [tensor, step, ADDED] and `largest` [tensor, step, LARGEST] are what they are computed from.
+    `table` [column, tensor, step] is what they are computed from.
     """
 
-    sums: np.ndarray
-    largest: np.ndarray
+    table: np.ndarray
 
     @classmethod
     def empty(cls, tensors: int, steps: int) -> "Measured":
-        return cls(np.zeros((tensors, steps, len(ADDED))), np.zeros((tensors, steps, len(LARGEST))))
+        return cls(np.zeros((len(COLUMN), tensors, steps)))
 
     def add(self, results: list[Result]) -> None:
-        """Count the figures of some blocks in."""
-        for tensor, steps, sums, largest in results:
-            self.sums[tensor, steps] += sums
-            self.largest[tensor, steps] = np.maximum(self.largest[tensor, steps], largest)
+        """Count the figures of some rows in."""
+        added = len(ADDED)
+        for tensor, steps, figures in results:
+            self.table[:added, tensor, steps] += figures[:added]
+            largest = self.table[added:, tensor, steps]
+            self.table[added:, tensor, steps] = np.maximum(largest, figures[added:])
 
     def total(self, name: str) -> np.ndarray:
-        """One of ADDED or LARGEST [tensor, step]."""
-        return self.sums[..., COLUMN[name]] if name in COLUMN else self.largest[..., TOP[name]]
+        """One column of the table [tensor, step]."""
+        return self.table[COLUMN[name]]
 
     @cached_property
     def compared(self) -> np.ndarray:
@@ -159,14 +160,10 @@ def _tasks(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def _work(batch: list[Piece]) -> list[Result]:
-    """Measure the pieces of one task: (tensor, steps [n], sums [n, ADDED], largest [n, LARGEST]) a block."""
-    space = Workspace()
-    results = []
+    """Measure the pieces of one task."""
+    space, results = Workspace(), []
     for piece in batch:
-        height, width = piece.a.shape
-        rows = max(1, BLOCK // width)
-        for first in range(0, height, rows):
-            results.append(measure_block(cut(piece, slice(first, first + rows)), space))
+        results.append(measure_rows(piece, space))
         give_back(piece.a)
         give_back(piece.b)
     return results

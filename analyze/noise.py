@@ -159,17 +159,18 @@ class Noise:
 
         Below a diverged tensor noise cannot be measured any more: it is taken to be what it was above.
         """
-        healthy = growth.typical(parts, "noise")
-        whole, rows = (np.nan_to_num(e[index], nan=0.0) for e in (self._nrmse, self._rows))
-        share = np.minimum(healthy / np.maximum(np.maximum(whole, rows), 1e-300), 1)
-        sound = np.where(tainted, share, 1.0)
-        full = key == base_name(key)
-        largest = self._measured.total("max_abs")[index]
-        found = Error(whole, rows, largest, sound, tainted & self._compared[index])
-        if full:
-            found.rms, found.norm = self._rms[index], self._norm[index]
+        compared, estimate = self._compared[index], growth.typical(parts, "full")
+        whole, rows = (
+            np.nan_to_num(np.where(compared, error[index], estimate)) for error in (self._nrmse, self._rows)
+        )
+        largest = np.where(compared, self._measured.total("max_abs")[index], np.inf)
+        healthy = growth.typical(parts, "noise") / np.maximum(np.maximum(whole, rows), 1e-300)
+        unsound = np.where(tainted, 1 - np.minimum(healthy, 1), 0.0)
+        found = Error(whole, rows, largest, unsound, tainted)
+        if key == base_name(key):
+            found.rms, found.norm = (np.where(compared, a[index], np.nan) for a in (self._rms, self._norm))
         elif key.name.endswith(".l2"):
-            found.norm = self._rms[index]
+            found.norm = np.where(compared, self._rms[index], np.nan)
         earlier = self._errors.get(base_name(key))
         self._errors[base_name(key)] = found if earlier is None else earlier.worst(found)
 
@@ -194,11 +195,12 @@ class Noise:
         """The error of an input; where it was not recorded, estimated from what leads to it."""
         if key not in self._errors:
             nothing = np.zeros(len(self._positions))
-            self._errors[key] = Error(nothing, nothing, None, nothing + 1, nothing > 0)  # also ends a circle
+            self._errors[key] = Error(nothing, nothing, None, nothing, nothing > 0)  # also ends a circle
             if depth < DEEPEST and key not in self._index:
                 reasons, tainted = self._reasons(key, None, depth)
                 full, noise = growth.typical(reasons, "full"), growth.typical(reasons, "noise")
-                self._errors[key] = Error(full, full, None, noise / np.maximum(full, 1e-300), tainted)
+                unsound = 1 - noise / np.maximum(full, 1e-300)
+                self._errors[key] = Error(full, full, None, np.where(tainted, unsound, 0.0), tainted)
         return self._errors[key]
 
     def _terms(self, key: Key, kind: str) -> int:

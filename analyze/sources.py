@@ -52,10 +52,20 @@ class Source:
         return np.searchsorted(self.trace.recorded, [step.start for step in self.trace.steps])
 
     @cached_property
+    def decodes(self) -> np.ndarray:
+        """Which steps are decode steps [step]."""
+        return np.array([step.phase == "decode" for step in self.trace.steps], bool)
+
+    @cached_property
+    def kv_len(self) -> np.ndarray:
+        """How many keys each step sees [step]."""
+        return np.array([step.kv_len for step in self.trace.steps])
+
+    @cached_property
     def decode_index(self) -> np.ndarray:
         """The place of each step among the recorded decode steps [step]."""
-        kept = [s.phase == "decode" and len(self.trace.rows(s.index)) > 0 for s in self.trace.steps]
-        return np.cumsum(kept) - 1
+        kept = [len(self.trace.rows(step.index)) > 0 for step in self.trace.steps]
+        return np.cumsum(self.decodes & np.array(kept)) - 1
 
     def joined(self, key: Key) -> np.ndarray:
         """All rows of a token-first tensor [recorded token, ...]."""
@@ -71,11 +81,10 @@ class Source:
         They share a dataset (docs/format.md), so where that is mapped this is a view of it.
         """
         spec = self.trace.tensors[key]
-        written = self.has(key)
-        steps = [step.index for step in self.steps if step.phase == "decode" and written[step.index]]
-        padded = spec.shape(1, max(step.kv_len for step in self.trace.steps))
+        steps = np.flatnonzero(self.decodes[: len(self.steps)] & self.has(key))
+        padded = spec.shape(1, int(self.kv_len.max()))
         at = self.decode_index[steps]
-        ends = [np.asarray(self.trace.read(key, step)) for step in (steps[0], steps[-1])]
+        ends = [np.asarray(self.trace.read(key, int(step))) for step in (steps[0], steps[-1])]
         stride = math.prod(padded) * ends[0].itemsize
         apart = ends[1].ctypes.data - ends[0].ctypes.data
         if at[0] == 0 and mapping(ends[0]) is not None and apart == at[-1] * stride:
@@ -83,7 +92,7 @@ class Source:
             return as_strided(ends[0], shape, strides, writeable=False)
         block = np.full((at[-1] + 1, *padded), np.nan, ends[0].dtype)
         for i, step in zip(at, steps):
-            array = self.trace.read(key, step)
+            array = self.trace.read(key, int(step))
             block[i][tuple(map(slice, array.shape))] = array
         return block
 
@@ -116,9 +125,8 @@ class Summaries(Source):
         spec = self._made[key][1]
         if key == spec.key:
             return super().decode(key)
-        written = self.has(key)
-        steps = [step.index for step in self.steps if step.phase == "decode" and written[step.index]]
-        return np.stack([self._one(key, spec, self.trace.read(spec.key, step)) for step in steps])
+        steps = np.flatnonzero(self.decodes[: len(self.steps)] & self.has(key))
+        return np.stack([self._one(key, spec, self.trace.read(spec.key, int(step))) for step in steps])
 
     def _summarize(self, key: Key, spec: TensorSpec, array: np.ndarray, axis: int) -> np.ndarray:
         """One statistic of a large array, a slice of rows at a time."""

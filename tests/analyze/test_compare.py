@@ -10,6 +10,7 @@ from synthetic import write_trace
 from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.compare import compare
 from tensortrace.tracer.names import Key
+from tensortrace.tracer.repack import compress
 from tensortrace.tracer.trace import Trace
 
 FAULTS = {  # the fault, and the tensor and op that it is put into
@@ -212,3 +213,12 @@ def test_what_was_not_recorded_before_the_divergence_is_said(record_tiny, record
     found = compare(record_faulty("rope_pairing", selection=selection), record_tiny(selection=selection))
     assert found.first.key == Key(0, "q_rope")
     assert "L00 q were not recorded: the fault lies anywhere after L00 attn_norm" in found.evidence
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_a_compressed_trace_compares_as_the_plain_one(record_tiny, tmp_path, storage):
+    plain, packed = record_tiny(n_new=4, storage=storage), record_tiny(n_new=4, storage=storage)
+    compress(packed.path)
+    found = compare(Trace(packed.path), plain)
+    assert (found.verdict, found.coverage["compared"]) == ("match", 4 * len(plain.tensors))
+    assert compare(plain, Trace(packed.path)).verdict == "match"

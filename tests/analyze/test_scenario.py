@@ -157,3 +157,19 @@ def test_nothing_is_said_where_nothing_relevant_was_recorded(tmp_path, key):
         write_trace(tmp_path / "a", {key: values}), write_trace(tmp_path / "b", {key: 2 * values})
     )
     assert (found.verdict, found.scenario.number, found.scenario.hypotheses) == ("diverged", None, {})
+
+
+@pytest.mark.slow
+def test_the_seed_story_on_a_real_model(smollm2_model, tmp_path):
+    """|Q| of about 60 where the reference has 8: a gain of 1 + w in place of w."""
+    for name, change in (
+        ("healthy", lambda graph: graph),
+        ("faulty", inject("norm_plus_one@0-1,attn_norm")),
+    ):
+        ids = [504, 1813, 282, 6530, 314]
+        record_trace(smollm2_model, tmp_path / f"{name}.h5", ids, n_new=2, change=change)
+    found = compare(Trace(tmp_path / "faulty.h5"), Trace(tmp_path / "healthy.h5"))
+    assert (found.scenario.number, found.first.key) == (2, Key(0, "attn_norm"))
+    row = next(row for row in found.rows() if row.key == Key(0, "q_rope"))
+    assert row.mag_b < 15 < 40 < row.mag_a
+    assert answers(found) == {"A": True, "B": False, "C": False}
