@@ -6,10 +6,10 @@ checksum table says what had been written (and a full disk shows as a short writ
 """
 
 import errno
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +23,7 @@ from .format import ROW_AXES, Header, Step, TensorSpec, numpy_dtype
 from .layout import Layout
 from .names import Key
 from .packed import Pending, Places, unpack
+from .stage import Stage, as_stored
 from .structure import PIECE_BYTES, create
 
 BUFFER_BYTES = 256 << 20  # of arrays that wait for the writer thread
@@ -53,15 +54,16 @@ class TraceWriter:
         self.steps = list(steps)
         self.tensors = {spec.key: spec for spec in tensors}
         kept = np.arange(max(step.kv_len for step in steps)) if recorded is None else recorded
+        self._decodes = [step.phase == "decode" for step in steps]
         self._layout = Layout(steps, np.asarray(kept, np.int64))
+        self._counts = [self._layout.rows(index) for index in range(len(steps))]
         self._column = {key: i for i, key in enumerate(self.tensors)}
+        self._row_shapes = {spec.key: spec.shape(1, 0) for spec in tensors if spec.joined}
         self._checksums = np.zeros((len(self.steps), len(self.tensors)), np.uint64)
         self._flushed = 0
-        self._gathered: dict[Key, list[tuple[int, np.ndarray]]] = {}  # rows of decode steps, by (step, row)
-        self._blocks: list[int] = []  # decode steps that lie packed in `_stage`, as `_places` says
-        self._stage = np.empty((0, 0), np.uint8)
-        self._places: Places = {}
-        self._gathered_bytes = 0
+        self._stage: Stage | None = None  # the decode steps since the last flush
+        self._free: list[Stage] = []
+        self._blocks: Stage | None = None  # the same of an engine that hands over whole steps
         self._ended: list[int] = []
         self._last_flush = time.monotonic()
         self.bytes_written = 0
@@ -77,18 +79,25 @@ class TraceWriter:
 
     def write(self, step: int, key: Key, array: np.ndarray | Pending) -> None:
         """Record `array`, shaped as the tensor's axes say, all tokens of the step included."""
-        if key in self.tensors and self._layout.rows(step):
+        if key not in self.tensors or not self._counts[step]:
+            return
+        if self._decodes[step]:  # one row, recorded as it is
+            self._keep(step, key, array if isinstance(array, np.ndarray) else np.asarray(array))
+        else:
             soon = not isinstance(array, np.ndarray)  # a GPU's buffer is wanted back
             self._put(self._select_and_store, step, key, array, nbytes=array.nbytes, soon=soon)
 
     def write_packed(self, step: int, block: Pending, places: Places) -> None:
         """Record a whole decode step that lies in one block; `places` are the same in every step."""
-        if self._layout.rows(step):
+        if self._counts[step]:
             self._put(self._keep_block, step, block, places, nbytes=block.nbytes)
 
     def write_recorded(self, step: int, key: Key, array: np.ndarray) -> None:
         """Record `array` that holds just the step's recorded rows already (of another trace)."""
-        self._put(self._store, step, key, array, nbytes=array.nbytes, soon=False)
+        if self._decodes[step]:
+            self._keep(step, key, array)
+        else:
+            self._put(self._store, step, key, array, nbytes=array.nbytes, soon=False)
 
     def write_tokens(
         self, start: int, ids: Sequence[int] | np.ndarray, pieces: Sequence[bytes] | None = None
@@ -104,11 +113,15 @@ class TraceWriter:
 
     def end_step(self, step: int) -> None:
         """Everything of `step` was handed over: it counts as flushed once the writer gets here."""
-        self._put(self._mark_step, step)
+        self._ended.append(step)
+        waited = time.monotonic() - self._last_flush
+        if not self._decodes[step] or waited > FLUSH_SECONDS:
+            self._hand_over()
+        self._raise_failed()
 
     def finish(self) -> None:
         """Mark the run complete."""
-        self._put(self._flush)
+        self._hand_over()
         self._put(self._write_rows, "/complete", 0, np.ones(1, np.uint8))
         self.close()
 
@@ -116,7 +129,8 @@ class TraceWriter:
         """Wait until all is written; raises TraceError where something could not be."""
         if self._fd < 0:
             return
-        self._thread.put(self._flush)
+        if self._thread.error is None:
+            self._hand_over()
         self._thread.finish()
         os.close(self._fd)
         self._fd = -1
@@ -136,6 +150,32 @@ class TraceWriter:
         except TraceError:
             if self._thread.error is None:
                 raise
+
+    # ---- gathering decode steps
+
+    def _keep(self, step: int, key: Key, array: np.ndarray) -> None:
+        expected = self._row_shapes.get(key) or self._layout.shape(self.tensors[key], step)
+        if array.shape != expected:
+            raise _misshapen(key, array.shape, expected)
+        if self._stage is None or not self._stage.has_room(step):
+            self._hand_over()
+            self._raise_failed()
+            self._stage = self._free.pop() if self._free else self._new_stage(step)
+        self._stage.keep(step, key, array)
+
+    def _new_stage(self, step: int) -> Stage:
+        rows: dict[Key, tuple[tuple[int, ...], np.dtype]] = {}
+        for key, spec in self.tensors.items():
+            shape = self._row_shapes.get(key) or self._layout.place(spec, step).shape[1:]
+            rows[key] = shape, numpy_dtype(spec.dtype)
+        nbytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in rows.values())
+        return Stage(rows, max(1, min(sum(self._decodes), FLUSH_BYTES // max(nbytes, 1))))
+
+    def _hand_over(self) -> None:
+        """Have what was gathered written, and the steps that have ended marked."""
+        stage, ended = self._stage, self._ended
+        self._stage, self._ended, self._last_flush = None, [], time.monotonic()
+        self._thread.put(self._flush, stage, ended, nbytes=0 if stage is None else stage.nbytes)
 
     # ---- the writer thread
 
@@ -157,7 +197,7 @@ class TraceWriter:
 
     def _select_and_store(self, step: int, key: Key, array: np.ndarray | Pending) -> None:
         values = np.asarray(array)
-        if self._layout.rows(step) < self.steps[step].n_tokens:
+        if self._counts[step] < self.steps[step].n_tokens:
             axis = next(i for i, axis in enumerate(self.tensors[key].axes) if axis in ROW_AXES)
             values = np.take(values, self.rows(step), axis)
         self._store(step, key, values)
@@ -165,85 +205,64 @@ class TraceWriter:
             array.release()
 
     def _store(self, step: int, key: Key, array: np.ndarray) -> None:
-        spec, place = self.tensors[key], self._layout.place(self.tensors[key], step)
+        spec = self.tensors[key]
         expected = self._layout.shape(spec, step)
         if array.shape != expected:
-            raise TraceError(f"{key}: recorded as {array.shape}, announced as {expected}")
-        data = np.ascontiguousarray(array, numpy_dtype(spec.dtype))
-        if self.steps[step].phase == "decode":
-            padded = _pad(data, place.shape[1:])[None] if self._layout.is_padded(spec, step) else data
-            self._gathered.setdefault(key, []).append((step, padded))
-            self._gathered_bytes += padded.nbytes
-            return
-        self._write_neighbours(key, [step], data)
+            raise _misshapen(key, array.shape, expected)
+        data = as_stored(array, numpy_dtype(spec.dtype))
+        self._write_neighbours(key, step, data[None])
         if data.nbytes >= MARK_AT_ONCE:
             column = self._column[key]
             self._write_checksums(step, column, self._checksums[step, column : column + 1])
 
     def _keep_block(self, step: int, block: Pending, places: Places) -> None:
-        if not len(self._stage):
-            self._stage = np.empty((max(1, FLUSH_BYTES // block.nbytes), block.nbytes), np.uint8)
-        if len(self._blocks) == len(self._stage):
-            self._flush()
-        self._stage[len(self._blocks)] = np.asarray(block)
+        if self._blocks is None:
+            self._blocks = self._new_stage(step)
+        if not self._blocks.has_room(step):
+            self._write_stage(self._blocks)
+        for key, row in unpack(np.asarray(block), places):
+            if key in self.tensors:
+                self._blocks.keep(step, key, row)
         block.release()
-        self._blocks.append(step)
-        self._places = places
 
-    def _write_neighbours(self, key: Key, steps: list[int], data: np.ndarray) -> None:
-        """Write the rows of steps that lie side by side in the file, [row, ...] or a whole prefill block."""
-        place = self._layout.place(self.tensors[key], steps[0])
-        slot = self._slots[place.path]
-        raw = data.reshape(len(steps), -1).view(np.uint8)
-        self._pwrite(raw.reshape(-1), slot.offset + place.first * slot.row_bytes)
-        for step, row in zip(steps, raw, strict=True):
-            self._checksums[step, self._column[key]] = xxhash.xxh3_64_intdigest(row) or 1  # 0: not written
-
-    def _flush(self) -> None:
+    def _flush(self, stage: Stage | None, ended: list[int]) -> None:
         """Write what was gathered of decode steps, and mark the steps that have ended."""
-        if self._blocks:
-            for key, rows in unpack(self._stage[: len(self._blocks)], self._places):
-                if key in self.tensors:
-                    data = np.ascontiguousarray(rows, numpy_dtype(self.tensors[key].dtype))
-                    self._write_neighbours(key, self._blocks, data)
-        for key, pieces in self._gathered.items():
-            for run in self._neighbours(key, pieces):
-                steps, rows = zip(*run, strict=True)
-                self._write_neighbours(key, list(steps), np.concatenate(rows))
-        self._blocks, self._gathered, self._gathered_bytes = [], {}, 0
-        if self._ended:
-            first, last = self._ended[0], self._ended[-1] + 1
+        if self._blocks is not None:
+            self._write_stage(self._blocks)
+        if stage is not None:
+            self._write_stage(stage)
+            self._free.append(stage)
+        if ended:
+            first, last = ended[0], ended[-1] + 1
             self._write_checksums(first, 0, self._checksums[first:last])
             self._write_rows("/steps/flushed", first, np.ones(last - first, np.uint8))
             self._flushed += last - first
-        self._ended, self._last_flush = [], time.monotonic()
 
-    def _neighbours(
-        self, key: Key, pieces: list[tuple[int, np.ndarray]]
-    ) -> Iterator[list[tuple[int, np.ndarray]]]:
-        """`pieces` in runs whose rows follow one another: all at once unless an engine left a step out."""
-        spec = self.tensors[key]
-        rows = enumerate(self._layout.place(spec, step).first for step, _ in pieces)
-        for _, run in groupby(zip(rows, pieces, strict=True), lambda entry: entry[0][1] - entry[0][0]):
-            yield [piece for _, piece in run]
+    def _write_stage(self, stage: Stage) -> None:
+        for key in self.tensors:
+            for step, rows in stage.runs(key):
+                self._write_neighbours(key, step, rows)
+        stage.clear()
+
+    def _write_neighbours(self, key: Key, step: int, data: np.ndarray) -> None:
+        """Write [step, ...]: what steps from `step` on have of a tensor, side by side in the file."""
+        place = self._layout.place(self.tensors[key], step)
+        slot = self._slots[place.path]
+        raw = _bytes(data)
+        self._pwrite(raw, slot.offset + place.first * slot.row_bytes)
+        size = len(raw) // len(data)
+        sums = [xxhash.xxh3_64_intdigest(raw[at : at + size]) for at in range(0, len(raw), size)]
+        self._checksums[step : step + len(data), self._column[key]] = [each or 1 for each in sums]  # 0: none
 
     def _write_checksums(self, step: int, column: int, sums: np.ndarray) -> None:
         offset = self._slots["/steps/checksums"].offset + (step * len(self.tensors) + column) * 8
-        self._pwrite(sums.reshape(-1), offset)
-
-    def _mark_step(self, step: int) -> None:
-        self._ended.append(step)
-        waited = time.monotonic() - self._last_flush
-        decode = self.steps[step].phase == "decode"
-        if not decode or waited > FLUSH_SECONDS or self._gathered_bytes > FLUSH_BYTES:
-            self._flush()
+        self._pwrite(_bytes(sums), offset)
 
     def _write_rows(self, path: str, first: int, array: np.ndarray) -> None:
         slot = self._slots[path]
-        self._pwrite(array, slot.offset + first * slot.row_bytes)
+        self._pwrite(_bytes(array), slot.offset + first * slot.row_bytes)
 
-    def _pwrite(self, array: np.ndarray, offset: int) -> None:
-        view = memoryview(array.view(np.uint8))
+    def _pwrite(self, view: memoryview, offset: int) -> None:
         while len(view):
             written = os.pwrite(self._fd, view, offset)
             if written == 0:
@@ -252,10 +271,9 @@ class TraceWriter:
             self.bytes_written += written
 
 
-def _pad(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """`data` in the low corner of a NaN-filled array of `shape`."""
-    if data.shape == shape:
-        return data
-    padded = np.full(shape, np.nan, data.dtype)
-    padded[tuple(slice(size) for size in data.shape)] = data
-    return padded
+def _bytes(array: np.ndarray) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def _misshapen(key: Key, shape: tuple[int, ...], expected: tuple[int, ...]) -> TraceError:
+    return TraceError(f"{key}: recorded as {shape}, announced as {expected}")
