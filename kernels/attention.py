@@ -144,6 +144,7 @@ def _online(
     m = np.full((kv_heads, group, queries, 1), -np.inf, out.dtype)
     l = np.zeros_like(m)
     acc = np.zeros(out.shape, out.dtype)
+    parts = []  # the keys and the running maximum that each part of `probs` was made with
     for index, (span, scores) in enumerate(scored):
         if scores is not None:
             m_new = np.maximum(m, scores.max(-1, keepdims=True))
@@ -155,14 +156,18 @@ def _online(
             acc *= shrink
             acc += (p.reshape(kv_heads, group * queries, -1) @ v_heads[:, span]).reshape(acc.shape)
             m = m_new
+            parts.append((span, safe))
         if "scores" in results:
             results["scores"][..., span] = -np.inf if scores is None else scores
-        elif "probs" in results:
-            results["probs"][..., span] = -np.inf if scores is None else scores
+        if "probs" in results:
+            results["probs"][..., span] = 0 if scores is None else p
         for name, state in (("m_tiles", m), ("l_tiles", l)):
             if name in results:
                 results[name][index] = state[..., 0]
     out[...] = acc / l
+    if "probs" in results:
+        for span, seen in parts:
+            results["probs"][..., span] *= np.exp(seen - m) / l
     _finish(results, m, l)
 
 
@@ -182,10 +187,11 @@ def _two_pass(
     m = scores.max(-1, keepdims=True)
     p = np.exp(scores - m)
     l = p.sum(-1, keepdims=True)
-    out[...] = ((p / l).reshape(kv_heads, group * queries, keys) @ v_heads).reshape(out.shape)
-    for name in ("scores", "probs"):
+    p /= l
+    out[...] = (p.reshape(kv_heads, group * queries, keys) @ v_heads).reshape(out.shape)
+    for name, array in (("scores", scores), ("probs", p)):
         if name in results:
-            results[name][...] = scores
+            results[name][...] = array
     for index, end in enumerate(range(tile, keys + tile, tile)):
         # a two-pass softmax has no running state: what it would be is told from the scores
         if "m_tiles" in results or "l_tiles" in results:
@@ -200,17 +206,9 @@ def _two_pass(
 
 
 def _finish(results: dict[str, np.ndarray], m: np.ndarray, l: np.ndarray) -> None:
-    """Write final m and l, and turn the scores kept in `probs` into probabilities."""
-    if "m" in results:
-        results["m"][...] = m[..., 0]
-    if "l" in results:
-        results["l"][...] = l[..., 0]
-    if "probs" in results:
-        probs = results["probs"]
-        source = results.get("scores", probs)
-        np.subtract(source, m, out=probs)
-        np.exp(probs, out=probs)
-        probs /= l
+    for name, state in (("m", m), ("l", l)):
+        if name in results:
+            results[name][...] = state[..., 0]
 
 
 def cuda(
