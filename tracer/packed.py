@@ -31,6 +31,10 @@ class Place:
     def nbytes(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
+    @property
+    def end(self) -> int:
+        return self.offset + self.nbytes
+
 
 Places = Mapping[Key, Place]
 

@@ -44,14 +44,13 @@ class Stage:
             rows[row][tuple(map(slice, array.shape))] = array
         self._kept[key][row] = True
 
-    def runs(self, key: Key) -> Iterator[tuple[int, np.ndarray]]:
-        """What there is of a tensor, in runs of neighbours: the first step, and [step, ...]."""
+    def runs(self, key: Key) -> Iterator[tuple[list[int], np.ndarray]]:
+        """What there is of a tensor, in runs of neighbours: their steps and [step, ...]."""
         kept = self._kept[key]
         have = [(step, row) for step, row in self._steps.items() if kept[row]]
         for _, run in groupby(have, lambda entry: entry[0] - entry[1]):
-            entries = list(run)
-            step, first = entries[0]
-            yield step, self._rows[key][first : first + len(entries)]
+            steps, rows = zip(*run, strict=True)
+            yield list(steps), self._rows[key][rows[0] : rows[-1] + 1]
 
     def clear(self) -> None:
         self._steps = {}

@@ -1,7 +1,7 @@
 """Writing a trace: the whole structure first, then plain writes at known offsets.
 
 Every dataset is created, contiguous and at its final size, before the first step runs; the hot loop then
-only calls pwrite.  HDF5 is not touched again, so a killed process leaves a valid file in which the
+only calls pwritev.  HDF5 is not touched again, so a killed process leaves a valid file in which the
 checksum table says what had been written (and a full disk shows as a short write instead of silence).
 """
 
@@ -22,13 +22,14 @@ from .errors import TraceError
 from .format import ROW_AXES, Header, Step, TensorSpec, numpy_dtype
 from .layout import Layout
 from .names import Key
-from .packed import Pending, Places, unpack
+from .packed import Pending, Places
 from .stage import Stage, as_stored
 from .structure import PIECE_BYTES, create
 
 BUFFER_BYTES = 256 << 20  # of arrays that wait for the writer thread
 FLUSH_SECONDS = 0.25  # decode steps are gathered this long: their rows are neighbours, so one write does
 FLUSH_BYTES = 64 << 20
+IOV_MAX = 1024  # pieces of one write: Linux takes no more
 MARK_AT_ONCE = 64 * 1024  # bytes: pieces this large are marked as written without waiting for the step's end
 
 
@@ -63,7 +64,8 @@ class TraceWriter:
         self._flushed = 0
         self._stage: Stage | None = None  # the decode steps since the last flush
         self._free: list[Stage] = []
-        self._blocks: Stage | None = None  # the same of an engine that hands over whole steps
+        self._blocks: dict[int, Pending] = {}  # the same of an engine that hands over whole steps
+        self._places: Places = {}
         self._ended: list[int] = []
         self._last_flush = time.monotonic()
         self.bytes_written = 0
@@ -210,25 +212,19 @@ class TraceWriter:
         if array.shape != expected:
             raise _misshapen(key, array.shape, expected)
         data = as_stored(array, numpy_dtype(spec.dtype))
-        self._write_neighbours(key, step, data[None])
+        self._write_neighbours(key, [step], [_bytes(data)])
         if data.nbytes >= MARK_AT_ONCE:
             column = self._column[key]
             self._write_checksums(step, column, self._checksums[step, column : column + 1])
 
     def _keep_block(self, step: int, block: Pending, places: Places) -> None:
-        if self._blocks is None:
-            self._blocks = self._new_stage(step)
-        if not self._blocks.has_room(step):
-            self._write_stage(self._blocks)
-        for key, row in unpack(np.asarray(block), places):
-            if key in self.tensors:
-                self._blocks.keep(step, key, row)
-        block.release()
+        self._blocks[step], self._places = block, places
+        if len(self._blocks) * block.nbytes >= FLUSH_BYTES:
+            self._write_blocks()
 
     def _flush(self, stage: Stage | None, ended: list[int]) -> None:
         """Write what was gathered of decode steps, and mark the steps that have ended."""
-        if self._blocks is not None:
-            self._write_stage(self._blocks)
+        self._write_blocks()
         if stage is not None:
             self._write_stage(stage)
             self._free.append(stage)
@@ -240,35 +236,61 @@ class TraceWriter:
 
     def _write_stage(self, stage: Stage) -> None:
         for key in self.tensors:
-            for step, rows in stage.runs(key):
-                self._write_neighbours(key, step, rows)
+            for steps, rows in stage.runs(key):
+                raw = rows.reshape(len(rows), -1).view(np.uint8)
+                self._write_neighbours(key, steps, [memoryview(row) for row in raw])
         stage.clear()
 
-    def _write_neighbours(self, key: Key, step: int, data: np.ndarray) -> None:
-        """Write [step, ...]: what steps from `step` on have of a tensor, side by side in the file."""
-        place = self._layout.place(self.tensors[key], step)
+    def _write_blocks(self) -> None:
+        """Write the rows from where they lie: in each step's block."""
+        steps, blocks = list(self._blocks), list(self._blocks.values())
+        self._blocks = {}
+        try:
+            raws = [memoryview(np.asarray(block)) for block in blocks]
+            for key, place in self._places.items() if raws else ():
+                if key in self.tensors:
+                    stored, span = numpy_dtype(self.tensors[key].dtype), slice(place.offset, place.end)
+                    rows = [raw[span] for raw in raws]
+                    if stored != place.dtype:
+                        rows = [_bytes(as_stored(np.frombuffer(row, place.dtype), stored)) for row in rows]
+                    self._write_neighbours(key, steps, rows)
+        finally:
+            for block in blocks:
+                block.release()
+
+    def _write_neighbours(self, key: Key, steps: list[int], rows: list[memoryview]) -> None:
+        """Write what `steps` have of a tensor: rows of bytes that lie side by side in the file."""
+        place = self._layout.place(self.tensors[key], steps[0])
         slot = self._slots[place.path]
-        raw = _bytes(data)
-        self._pwrite(raw, slot.offset + place.first * slot.row_bytes)
-        size = len(raw) // len(data)
-        sums = [xxhash.xxh3_64_intdigest(raw[at : at + size]) for at in range(0, len(raw), size)]
-        self._checksums[step : step + len(data), self._column[key]] = [each or 1 for each in sums]  # 0: none
+        self._pwrite(rows, slot.offset + place.first * slot.row_bytes)
+        sums = [xxhash.xxh3_64_intdigest(row) or 1 for row in rows]  # 0: not written
+        self._checksums[steps, self._column[key]] = sums
 
     def _write_checksums(self, step: int, column: int, sums: np.ndarray) -> None:
         offset = self._slots["/steps/checksums"].offset + (step * len(self.tensors) + column) * 8
-        self._pwrite(_bytes(sums), offset)
+        self._pwrite([_bytes(sums)], offset)
 
     def _write_rows(self, path: str, first: int, array: np.ndarray) -> None:
         slot = self._slots[path]
-        self._pwrite(_bytes(array), slot.offset + first * slot.row_bytes)
+        self._pwrite([_bytes(array)], slot.offset + first * slot.row_bytes)
 
-    def _pwrite(self, view: memoryview, offset: int) -> None:
-        while len(view):
-            written = os.pwrite(self._fd, view, offset)
+    def _pwrite(self, rows: Sequence[memoryview], offset: int) -> None:
+        while rows:
+            written = os.pwritev(self._fd, rows[:IOV_MAX], offset)
             if written == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            view, offset = view[written:], offset + written
+            offset += written
             self.bytes_written += written
+            rows = _after(rows, written)
+
+
+def _after(rows: Sequence[memoryview], written: int) -> Sequence[memoryview]:
+    """What is left of `rows` after so many bytes."""
+    for index, row in enumerate(rows):
+        if written < len(row):
+            return [row[written:], *rows[index + 1 :]]
+        written -= len(row)
+    return []
 
 
 def _bytes(array: np.ndarray) -> memoryview:

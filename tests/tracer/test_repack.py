@@ -75,7 +75,7 @@ def test_a_failure_leaves_the_trace_as_it_was(
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "pwrite", no_space)
+    monkeypatch.setattr(os, "pwritev", no_space)
     monkeypatch.setattr("tensortrace.tracer.repack._copy_rows", no_space)
     with pytest.raises(TraceError, match=r"disk is full|No space left"):
         work(path)

@@ -1,6 +1,7 @@
 """Writing traces: whatever is written is read back, and whatever goes wrong is said."""
 
 import errno
+import itertools
 import os
 import shutil
 import threading
@@ -191,9 +192,15 @@ def test_an_exception_in_the_run_passes_and_keeps_what_was_written(tmp_path: Pat
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: whole(fd, data[: max(1, len(data) // 3)], at))
-    write(tmp_path / "a.h5", SPECS, plan_steps(5, 3))
+    """The writes end inside a row, or after some rows."""
+    whole, turn = os.pwritev, itertools.cycle((1, 2, 3))
+
+    def some(fd: int, rows: list[memoryview], at: int) -> int:
+        first = rows[0][: max(1, len(rows[0]) // 3)]
+        return whole(fd, [first] if next(turn) < 3 else [*rows[:2]], at)
+
+    monkeypatch.setattr(os, "pwritev", some)
+    write(tmp_path / "a.h5", SPECS, plan_steps(5, 9))
     monkeypatch.undo()
     with Trace(tmp_path / "a.h5") as trace:
         assert trace.complete
@@ -202,20 +209,20 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("fault", ["returns nothing", "no space"])
 def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    steps, left, whole = plan_steps(5, 6), 2000, os.pwrite
+    steps, left, whole = plan_steps(5, 6), 2000, os.pwritev
 
-    def pwrite(fd: int, data: memoryview, at: int) -> int:
+    def pwritev(fd: int, rows: list[memoryview], at: int) -> int:
         nonlocal left
         room = left // 8 * 8  # a disk fills up by blocks: no number is cut in two
         if not room:
             if fault == "no space":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return 0
-        written = whole(fd, data[:room], at)
+        written = whole(fd, [rows[0][:room]], at)
         left -= written
         return written
 
-    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwritev", pwritev)
     with pytest.raises(TraceError, match=r"the disk is full; the (\d) of 6 steps written so far") as caught:
         write(tmp_path / "a.h5", SPECS, steps)
     assert "\n" not in str(caught.value)
@@ -257,8 +264,8 @@ def test_an_older_trace_stays_until_the_new_one_exists(
 
 def test_the_buffer_holds_back_a_fast_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than the buffer (and one array) is in memory while the disk is slow."""
-    steps, gate, whole = plan_steps(20_000, 1), threading.Event(), os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda *a: (gate.wait(10), whole(*a))[1])
+    steps, gate, whole = plan_steps(20_000, 1), threading.Event(), os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda *a: (gate.wait(10), whole(*a))[1])
     specs = [TensorSpec(Key(i, "q"), Q.axes, Q.sizes) for i in range(20)]
     handed = []
     size = values(specs[0], steps[0]).nbytes

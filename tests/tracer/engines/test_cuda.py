@@ -193,7 +193,7 @@ def test_what_is_asked_for_is_recorded(
 def test_a_full_disk_ends_the_run_and_not_in_a_wait(
     tiny_model: Model, device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.pwrite", lambda fd, data, at: 0)
+    monkeypatch.setattr("os.pwritev", lambda fd, data, at: 0)
     with pytest.raises(TraceError, match="the disk is full"):
         record_cuda(tiny_model, device, tmp_path / "cuda.h5", n_new=40)
     if isinstance(device, FakeDevice):
