@@ -198,7 +198,7 @@ class _Decode:
         self._buffers = {
             key: part.view(place.dtype).reshape(place.shape)
             for key, place in self.places.items()
-            for part in [self._block[place.offset : place.offset + place.nbytes]]
+            for part in [self._block[place.span]]
         }
         for op in runner.graph.ops:
             if op.out not in self._buffers:

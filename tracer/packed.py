@@ -1,7 +1,9 @@
 """A step's tensors in one block of memory, as an engine with fixed buffers hands them over."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,13 +29,14 @@ class Place:
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
-    @property
-    def end(self) -> int:
-        return self.offset + self.nbytes
+    @cached_property
+    def span(self) -> slice:
+        """Its bytes in the block."""
+        return slice(self.offset, self.offset + self.nbytes)
 
 
 Places = Mapping[Key, Place]
@@ -54,5 +57,5 @@ def lay_out(shapes: Mapping[Key, tuple[tuple[int, ...], np.dtype]]) -> tuple[Pla
 def unpack(block: np.ndarray, places: Places) -> Iterator[tuple[Key, np.ndarray]]:
     """The tensors of a block: uint8 [bytes] gives [...], uint8 [step, bytes] gives [step, ...]."""
     for key, place in places.items():
-        part = block[..., place.offset : place.offset + place.nbytes]
+        part = block[..., place.span]
         yield key, part.view(place.dtype).reshape(*block.shape[:-1], *place.shape)

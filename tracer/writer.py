@@ -249,8 +249,8 @@ class TraceWriter:
             raws = [memoryview(np.asarray(block)) for block in blocks]
             for key, place in self._places.items() if raws else ():
                 if key in self.tensors:
-                    stored, span = numpy_dtype(self.tensors[key].dtype), slice(place.offset, place.end)
-                    rows = [raw[span] for raw in raws]
+                    stored = numpy_dtype(self.tensors[key].dtype)
+                    rows = [raw[place.span] for raw in raws]
                     if stored != place.dtype:
                         rows = [_bytes(as_stored(np.frombuffer(row, place.dtype), stored)) for row in rows]
                     self._write_neighbours(key, steps, rows)
@@ -276,21 +276,25 @@ class TraceWriter:
 
     def _pwrite(self, rows: Sequence[memoryview], offset: int) -> None:
         while rows:
-            written = os.pwritev(self._fd, rows[:IOV_MAX], offset)
+            batch = rows[:IOV_MAX]
+            written = os.pwritev(self._fd, batch, offset)
             if written == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             offset += written
             self.bytes_written += written
-            rows = _after(rows, written)
+            left = sum(map(len, batch)) - written
+            rows = [*_end(batch, left), *rows[IOV_MAX:]] if left else rows[IOV_MAX:]
 
 
-def _after(rows: Sequence[memoryview], written: int) -> Sequence[memoryview]:
-    """What is left of `rows` after so many bytes."""
-    for index, row in enumerate(rows):
-        if written < len(row):
-            return [row[written:], *rows[index + 1 :]]
-        written -= len(row)
-    return []
+def _end(rows: Sequence[memoryview], left: int) -> list[memoryview]:
+    """The last `left` bytes of `rows`."""
+    kept: list[memoryview] = []
+    for row in reversed(rows):
+        if left <= 0:
+            break
+        kept.insert(0, row[-left:])
+        left -= len(kept[0])
+    return kept
 
 
 def _bytes(array: np.ndarray) -> memoryview:
