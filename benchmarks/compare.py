@@ -184,26 +184,37 @@ def peak_memory(pair: tuple[Path, Path]) -> float:
         "subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
-    asked = [sys.executable, "-c", code, *command(), *map(str, pair)]
+    asked = [sys.executable, "-c", code, *command("compare", *pair)]
     return int(subprocess.run(asked, capture_output=True, check=True).stdout) / 1000
 
 
-def command() -> list[str]:
-    return [str(Path(sys.executable).with_name("trace")), "compare"]
+def command(*arguments: object) -> list[str]:
+    return [str(Path(sys.executable).with_name("trace")), *map(str, arguments)]
 
 
 def start_up(pair: tuple[Path, Path], repeat: int) -> list[Row]:
     def run(*arguments: str) -> Callable[[], object]:
         return lambda: subprocess.run(arguments, stdout=subprocess.DEVNULL, check=True)
 
-    imports = "import numpy, h5py, rich.console, rich.table, typer"
-    sides = {
-        "python -c pass": run(sys.executable, "-c", "pass"),
-        "importing numpy, h5py, rich, typer": run(sys.executable, "-c", imports),
-    }
-    found = best(repeat, {"ours": run(*command(), *map(str, pair)), **sides})
-    rows = [row(f"compare of two small files / {s}", found["ours"], found[s], None) for s in sides]
-    return [{**rows[0], "goal_s": 0.8}, rows[1]]
+    def starting(modules: str) -> Callable[[], object]:
+        return run(sys.executable, "-c", f"import {modules}")
+
+    bare = {"python -c pass": run(sys.executable, "-c", "pass")}
+    cases = (
+        ("trace --help", ("--help",), "rich.console, rich.table, typer", 0.35),
+        (
+            "compare of two small files",
+            ("compare", *pair),
+            "numpy, h5py, rich.console, rich.table, typer",
+            0.8,
+        ),
+    )
+    rows = []
+    for what, arguments, modules, seconds in cases:
+        sides = bare | {f"import {modules}": starting(modules)}
+        found = best(repeat, {"ours": run(*command(*arguments)), **sides})
+        rows += [row(f"{what} / {s}", found["ours"], found[s], None, goal_s=seconds) for s in sides]
+    return rows
 
 
 # ---- reporting
