@@ -7,12 +7,12 @@ import numpy as np
 
 from ..kernels.attention import EXTRAS
 from .cuda_weights import GpuWeights
+from .device import LEAVING_BYTES
 from .format import Step, numpy_dtype
 from .graph import Graph, Op
 from .names import Key
 from .packed import lay_out
 from .plan import shapes
-from .writer import BUFFER_BYTES
 
 Sizes = dict[Key, int]
 
@@ -56,15 +56,15 @@ def _prefill(graph: Graph, step: Step, wanted: Collection[Key], dtype: str) -> i
     sizes = _nbytes(graph, step.n_tokens, step.kv_len, dtype)
     last_use = {key: index for index, op in enumerate(graph.ops) for key in op.inputs}
     live: Sizes = {}
-    peak = 0
+    peak = left = 0
     for index, op in enumerate(graph.ops):
-        made = {key: sizes[key] for key in op.outputs if key == op.out or key in wanted}
-        live |= made
-        peak = max(peak, sum(live.values()) + _decoded(graph, op, step.n_tokens, dtype))
-        live = {key: size for key, size in live.items() if last_use.get(key, -1) > index}
-    recorded = sum(sizes[key] for op in graph.ops for key in op.outputs if key in wanted)
-    # a tensor keeps its memory until it is in the file; a prompt that fits the writer's buffer never waits
-    return peak + (BUFFER_BYTES if recorded > BUFFER_BYTES else 0)
+        live |= {key: sizes[key] for key in op.outputs if key == op.out or key in wanted}
+        used = sum(live.values()) + _decoded(graph, op, step.n_tokens, dtype)
+        peak = max(peak, used + min(left, LEAVING_BYTES))
+        gone = [key for key in live if last_use.get(key, -1) <= index]
+        left += sum(live.pop(key) for key in gone if key in wanted)
+        live = {key: size for key, size in live.items() if key not in gone}
+    return peak
 
 
 def _decoded(graph: Graph, op: Op, tokens: int, dtype: str) -> int:

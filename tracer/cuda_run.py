@@ -1,6 +1,7 @@
 """Interpret a graph on the GPU: kernels fused where they allow it, decode captured as a CUDA graph."""
 
 from collections.abc import Callable, Collection
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -66,12 +67,20 @@ class CudaRunner:
             TOKENS: self.device.upload(ids.astype(np.int32)),
             POSITIONS: self.device.upload(np.arange(step.start, step.kv_len, dtype=np.int32)),
         }
+        sizes = shapes(self.graph, step.n_tokens, step.kv_len)
+        largest = 0
         for index, group in enumerate(self._groups):
+            size = max(prod(sizes[key]) for op in group for key in op.outputs)
+            if size > largest:  # it fits into nothing that was freed so far
+                largest = size
+                self.device.trim()
             made = self._compute(group, live, step.kv_len, self._kv_len, lambda key: None)
             for key, array in made.items():
                 if key in self.wanted:
                     sink(key, self.device.fetch(array))
+                del array
             live |= {op.out: made[op.out] for op in group}
+            del made  # nothing but `live` keeps memory from here on
             for key in {key for op in group for key in op.inputs}:
                 if self._last_use[key] == index:
                     live.pop(key, None)

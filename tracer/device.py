@@ -1,6 +1,7 @@
 """What the CUDA engine needs of CuPy besides launching kernels: uploads, a copy stream, captured graphs."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -11,14 +12,15 @@ from .errors import MissingExtra, UserError
 
 Array = Any  # cupy.ndarray
 BUFFER_BYTES = 1 << 30  # pinned memory on its way from the GPU at once
+LEAVING_BYTES = 64 << 20  # device memory kept for copies that have not arrived: a millisecond's worth
 
 
 class Fetch:
     """A device array on its way to pinned host memory (a `packed.Pending`)."""
 
-    def __init__(self, source: Array, host: np.ndarray, done: Any, give_back: Callable[[int], None]):
+    def __init__(self, host: np.ndarray, done: Any, give_back: Callable[[int], None]):
         self.nbytes = host.nbytes
-        self.done, self._source, self._give_back = done, source, give_back
+        self.done, self._give_back = done, give_back
         self._host: np.ndarray | None = host
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -27,9 +29,9 @@ class Fetch:
         return self._host if dtype is None else self._host.astype(dtype)
 
     def release(self) -> None:
-        """The array was used: its memory on both sides may be taken again."""
+        """The array was used: its pinned memory may be taken again."""
         if self._host is not None:
-            self._source = self._host = None
+            self._host = None
             self._give_back(self.nbytes)
 
 
@@ -46,8 +48,10 @@ class CudaDevice:
         self.name = properties["name"].decode()
         self.compute = self._cupy.cuda.Stream(non_blocking=True)
         self._copies = self._cupy.cuda.Stream(non_blocking=True)
-        self._free, self._limit = buffer_bytes, buffer_bytes
+        self._free = buffer_bytes
         self._room = threading.Condition()
+        self._leaving: deque[tuple[Any, Array]] = deque()  # events, and the arrays copied until then
+        self._leaving_bytes = 0
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return self._cupy.empty(shape, dtype)
@@ -71,6 +75,7 @@ class CudaDevice:
         with self._room:
             self._room.wait_for(lambda: self._free > 0)
             self._free -= array.nbytes
+        self._let_go()
         ready = self.compute.record()
         self._copies.wait_event(ready)
         memory = self._cupy.cuda.alloc_pinned_memory(max(array.nbytes, 1))
@@ -82,7 +87,20 @@ class CudaDevice:
             self._cupy.cuda.runtime.memcpyDeviceToHost,
             self._copies.ptr,
         )
-        return Fetch(array, host, self._copies.record(), self._give_back)
+        done = self._copies.record()
+        self._leaving.append((done, array))
+        self._leaving_bytes += array.nbytes
+        return Fetch(host, done, self._give_back)
+
+    def _let_go(self) -> None:
+        """Wait for the copies of arrays that keep too much memory.
+
+        Others are kept whether or not they have arrived, so that the memory in use depends on no timing.
+        """
+        while self._leaving_bytes > LEAVING_BYTES:
+            done, array = self._leaving.popleft()
+            done.synchronize()
+            self._leaving_bytes -= array.nbytes
 
     def after(self, fetch: Fetch) -> None:
         """Kernels and copies from here on wait, on the GPU, until `fetch` has arrived."""
@@ -112,6 +130,10 @@ class CudaDevice:
                 f"{self.name} is out of memory ({error}): record fewer tensors or tokens, feed the prompt in "
                 "--chunk pieces, or use --engine cpu"
             ) from None
+
+    def trim(self) -> None:
+        """Give back what CuPy holds and no array uses."""
+        self._cupy.get_default_memory_pool().free_all_blocks()
 
     def memory_used(self) -> int:
         """Bytes of device memory that CuPy holds."""

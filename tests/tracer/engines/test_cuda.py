@@ -66,6 +66,9 @@ class FakeDevice:
         assert array.flags.c_contiguous
         return HostFetch(array, self)
 
+    def trim(self) -> None:
+        """Nothing is kept here."""
+
     def after(self, fetch: HostFetch) -> None:
         """Copies are done at once here."""
 
