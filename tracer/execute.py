@@ -35,8 +35,10 @@ class Executed:
 
     @property
     def exit_code(self) -> int:
-        """0 where the program went through and the trace is whole, else 2: trouble."""
-        return 0 if self.returncode == 0 and not self.trace.end else 2
+        """What the program returned, as a shell tells it; 2 where it went through and the trace is not whole."""
+        if self.returncode < 0:
+            return 128 - self.returncode
+        return self.returncode or (2 if self.trace.end else 0)
 
 
 def execute(arguments: Sequence[str], output: Path | str, options: Options | None = None) -> Executed:

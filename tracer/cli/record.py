@@ -20,6 +20,9 @@ def command(
     model: Annotated[
         str | None, typer.Argument(help="GGUF file or known name (default smollm2-135m).")
     ] = None,
+    program: Annotated[
+        list[str] | None, typer.Argument(help="With --exec: the program to run, and its arguments.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to feed.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="Read the text from a file (- for stdin).")] = None,
     tokens: Annotated[str | None, typer.Option(help="Feed these ids instead of a text: 1,2,3.")] = None,
@@ -49,13 +52,34 @@ def command(
     compress: Annotated[
         bool, typer.Option(help="Deflate the finished trace (smaller, slower to read).")
     ] = False,
+    flash_attn: Annotated[
+        bool, typer.Option("--flash-attn", help="llama.cpp: flash attention, which shows no scores.")
+    ] = False,
+    kv_type: Annotated[
+        str | None, typer.Option(help="llama.cpp: type of the KV cache: f32, f16, q8_0, …")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would be written and stop.")] = False,
+    execute: Annotated[
+        bool, typer.Option("--exec", help="Run a program that has tensortrace.h in it: --exec -- ./engine …")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")] = False,
+    context: typer.Context = None,  # type: ignore[assignment]  # from typer; who calls this has none
 ) -> None:
     """Run a GGUF model and write every intermediate to a trace.
 
-    [bold]Example:[/bold]  trace record -p "The capital of France is" -n 16 -o healthy.h5
+    [bold]Examples:[/bold]
+
+      trace record -p "The capital of France is" -n 16 -o healthy.h5
+
+      trace record -o mine.h5 --exec -- ./engine -m model.gguf -p "The capital"
     """
+    if execute:
+        from .execute import refuse_options, run_program
+
+        refuse_options(context)
+        run_program([*([model] if model else []), *(program or [])], output, quiet=quiet)
+    if program:
+        raise UserError(f"{program[0]}: there is one MODEL; to run a program put --exec in front of it")
     from ...analyze.cause import Injection
     from ..engine import graph_of, load, runs_graph
     from ..gguf import Model

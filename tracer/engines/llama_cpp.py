@@ -32,7 +32,8 @@ from ..run import Sink
 
 RUNS_GRAPH = False  # it does without ours, but for the names of ops
 OLDEST = (0, 3, 36)  # llama-cpp-python before has other context parameters
-KV_TYPES = {"float32": Kind.F32, "float16": Kind.F16, "bfloat16": Kind.BF16}
+KV_TYPES = {kind.name.lower(): kind for kind in (Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q5_1)}
+KV_TYPES |= {kind.name.lower(): kind for kind in (Kind.Q5_0, Kind.Q4_1, Kind.Q4_0, Kind.IQ4_NL)}
 
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _errors: deque[str] = deque(maxlen=4)  # what llama.cpp logged as errors last
@@ -53,13 +54,13 @@ class Engine:
         *,
         dtype: str = "float32",
         flash: bool = False,
-        kv: str = "float32",
+        kv: str = "f32",
         threads: int | None = None,
     ):
         if dtype != "float32":
             raise UserError(f"llama.cpp computes in float32 with the weights as stored, not in {dtype}")
         if kv not in KV_TYPES:
-            raise UserError(f"llama.cpp's KV cache: {', '.join(KV_TYPES)}, not {kv}")
+            raise UserError(f"llama.cpp's KV cache is of type {', '.join(KV_TYPES)}, not {kv}")
         api, self._ggml = _import()
         threads = threads or _cpus()
         self._graph, self._llama = graph, _Llama(api, model, flash=flash, kv=KV_TYPES[kv], threads=threads)
