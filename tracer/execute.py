@@ -35,7 +35,7 @@ class Executed:
 
     @property
     def exit_code(self) -> int:
-        """What the program returned, as a shell tells it; 2 where it went through and the trace is not whole."""
+        """The program's, as a shell tells it; 2 where it went through and the trace is not whole."""
         if self.returncode < 0:
             return 128 - self.returncode
         return self.returncode or (2 if self.trace.end else 0)

@@ -21,6 +21,7 @@ from .selection import parse_ranges
 from .text import visible
 
 if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
     from .gguf import Model
 
 _HEAD = 1 << 16  # bytes of a file that a format is recognised by
@@ -136,7 +137,7 @@ def _with_options(dump: Dump, source: Path, format_name: str, options: Options) 
     return replace(dump, header=header, heads=heads, only=only, tokens=options.tokens or dump.tokens)
 
 
-def model_facts(model: "Model") -> dict[str, Any]:
+def model_facts(model: "Model | Checkpoint") -> dict[str, Any]:
     """What a trace's header says of a model."""
     scalars = {k: v for k, v in model.metadata.items() if isinstance(v, (str, int, float, bool))}
     return {

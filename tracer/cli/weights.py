@@ -22,7 +22,8 @@ def command(
         str | None, typer.Argument(help="A tensor or glob such as 'blk.0.*': adds values and statistics.")
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="DUMP", help="What an engine loaded: .npy, .safetensors, .bin, text.")
+        Path | None,
+        typer.Option(metavar="DUMP", help="What an engine loaded: .npy, .safetensors, .bin, text."),
     ] = None,
     json: Annotated[
         str | None, typer.Option("--json", metavar="PATH|-", help="Write the list as JSON.")

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
+from ggufs import write_gguf
+from recording import distances
 from tensortrace.tracer.cli.record import _settings, command
 from tensortrace.tracer.errors import UserError
 from tensortrace.tracer.names import Key
@@ -74,3 +76,46 @@ def test_what_makes_no_sense_beside_a_program(program: tuple[str, str], tmp_path
         assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
         assert message in outcome.err
     assert not output.exists()
+
+
+@pytest.mark.llamacpp
+def test_llama_cpp_with_flash_attention_and_other_caches(tmp_path: Path) -> None:
+    model = write_gguf(tmp_path / "wide.gguf", head_dim=32)  # whole blocks of a quantised cache
+    errors = []
+    for name, options in (
+        ("f32", ("--kv-type", "f32")),
+        ("q8_0", ("--kv-type", "q8_0", "--flash-attn")),
+        ("flash", ("--flash-attn",)),
+    ):
+        output = tmp_path / f"{name}.h5"
+        outcome = run(
+            "record", model, "-p", "that is the", "-n", 2, "--engine", "llama.cpp", *options, "-o", output
+        )
+        assert outcome.code == 0, outcome.err
+        assert outcome.err == ""
+        with Trace(output) as trace, Trace(tmp_path / "f32.h5") as exact:
+            flash = "--flash-attn" in options
+            assert trace.header.settings["flash"] == flash
+            assert trace.header.settings["kv"] == ("q8_0" if name == "q8_0" else "f32")
+            assert (Key(0, "scores") in trace) == (not flash)
+            errors.append(max(distances(trace, exact, "attn").values()) if flash else 0)
+    assert errors[1] > errors[2] > 0
+    assert errors[1] < 5e-2
+
+
+@pytest.mark.llamacpp
+def test_another_tokeniser_is_told(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensortrace.tracer.tokenizer import Tokenizer
+
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text, **options: [5, 6])
+    ask = ("-p", "that is", "-n", 1, "--engine", "llama.cpp", "-o", tmp_path / "a.h5")
+    outcome = run("record", tiny, *ask)
+    assert outcome.code == 0
+    assert "llama.cpp's tokeniser makes" in outcome.err
+
+
+def test_options_of_llama_cpp_are_refused_elsewhere(tiny: Path, tmp_path: Path) -> None:
+    for option in (("--flash-attn",), ("--kv-type", "f16")):
+        outcome = run("record", tiny, "-p", "the", *option, "-o", tmp_path / "a.h5")
+        assert (outcome.code, "are for --engine llama.cpp" in outcome.err) == (2, True)
+    assert not (tmp_path / "a.h5").exists()

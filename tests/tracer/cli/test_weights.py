@@ -109,7 +109,10 @@ def test_a_named_weight_against_its_first_values(model, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
-    [("blk.0.attn_q.weigh", "1 2 3 4", "is blk.0.attn_q.weight meant?"), ("output_norm.weight", "1 2", "has 2")],
+    [
+        ("blk.0.attn_q.weigh", "1 2 3 4", "is blk.0.attn_q.weight meant?"),
+        ("output_norm.weight", "1 2", "has 2"),
+    ],
 )
 def test_nothing_compared_is_trouble(model, tmp_path, name, text, message):
     (tmp_path / "x.txt").write_text(text)
