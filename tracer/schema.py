@@ -36,6 +36,18 @@ class Placed:
             return False
         return rows == 1 or self.piece.conventions.get("rows") == "last"
 
+    def stored_positions(self, flat: Sequence[int]) -> list[int]:
+        """Flat positions in the source's array as those in what the trace stores of the step."""
+        places = np.unravel_index(np.asarray(flat, int), self.arrangement.split)
+        sizes = {"token": self.step.n_tokens, "query": self.step.n_tokens, "key": self.step.kv_len}
+        shape = tuple(sizes.get(axis, size) for axis, size in zip(self.arrangement.axes, self.arrangement.shape))
+        at = np.array([places[axis] for axis in self.arrangement.order])
+        if self.is_last_rows:
+            at[0] += shape[0] - self.arrangement.shape[0]
+        kept = (at < np.array(shape)[:, None]).all(0)  # not in the padding of the key axis
+        found: list[int] = np.ravel_multi_index(tuple(at[:, kept]), shape).tolist()
+        return found
+
 
 @dataclass(frozen=True)
 class Schema:
@@ -224,7 +236,8 @@ def _printed(items: Iterable[Placed]) -> dict[str, dict[str, Any]]:
     for item in items:
         for name, value in item.piece.printed.items():
             if len(per_step[name]) < _MAX_PRINTED_STEPS:
-                per_step[name][str(item.step.index)] = value
+                told = item.stored_positions(value) if name == "nan" else value
+                per_step[name][str(item.step.index)] = told
     return dict(per_step)
 
 
