@@ -46,6 +46,9 @@ def _take(view: View, masked: bool) -> Sample:
     stride = max(1, a.size // ELEMENTS)
     a, b = a[::stride].astype(np.float64), b[::stride].astype(np.float64)
     hidden = (masked & (a <= MASKED), masked & (b <= MASKED))
+    if view.unseen is not None:
+        unseen = np.moveaxis(view.unseen, place, 0)[::stride]
+        hidden = (hidden[0] | unseen, hidden[1] | unseen)
     give_back(view.a)
     give_back(view.b)
     for side, away in zip((a, b), hidden):

@@ -38,12 +38,13 @@ class Placed:
 
     def stored_positions(self, flat: Sequence[int]) -> list[int]:
         """Flat positions in the source's array as those in what the trace stores of the step."""
-        places = np.unravel_index(np.asarray(flat, int), self.arrangement.split)
-        sizes = {"token": self.step.n_tokens, "query": self.step.n_tokens, "key": self.step.kv_len}
-        shape = tuple(sizes.get(axis, size) for axis, size in zip(self.arrangement.axes, self.arrangement.shape))
-        at = np.array([places[axis] for axis in self.arrangement.order])
+        made, tokens = self.arrangement, self.step.n_tokens
+        sizes = {"token": tokens, "query": tokens, "key": self.step.kv_len}
+        shape = tuple(sizes.get(axis, size) for axis, size in zip(made.axes, made.shape))
+        places = np.unravel_index(np.asarray(flat, int), made.split)
+        at = np.array([places[axis] for axis in made.order])
         if self.is_last_rows:
-            at[0] += shape[0] - self.arrangement.shape[0]
+            at[0] += shape[0] - made.shape[0]
         kept = (at < np.array(shape)[:, None]).all(0)  # not in the padding of the key axis
         found: list[int] = np.ravel_multi_index(tuple(at[:, kept]), shape).tolist()
         return found

@@ -24,7 +24,7 @@ from gguf.constants import GGMLQuantizationType as Kind
 from ..engine import declare, softmax_state
 from ..errors import MissingExtra, ModelError, UserError
 from ..format import Step, TensorSpec
-from ..ggml import Capture, Ggml, Node, Tensor, activation, read_nodes, resolve
+from ..ggml import Capture, Ggml, Node, Tensor, activations, read_nodes, resolve
 from ..gguf import Model
 from ..graph import Graph
 from ..names import Key, execution_order
@@ -66,7 +66,7 @@ class Engine:
         self._graph, self._llama = graph, _Llama(api, model, flash=flash, kv=KV_TYPES[kv], threads=threads)
         self.name, self.compute_dtype, self.device = "llama.cpp", dtype, "cpu"
         self.version = f"llama-cpp-python {version('llama-cpp-python')}, ggml {self._ggml.version}"
-        self.settings = {"activation": _activation(model), "flash": flash, "kv": kv, "threads": threads}
+        self.settings = {"activation": activations(model), "flash": flash, "kv": kv, "threads": threads}
         # some architectures have another graph for a single token
         self._plans = {"prefill": self._dry_run(2), "decode": self._dry_run(1)}
 
@@ -297,10 +297,3 @@ def _last_error() -> str:
 def _cpus() -> int:
     """The CPUs that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _activation(model: Model) -> str:
-    """What products round activations to: q8 (8 bits a value and a scale for each block) or a float type."""
-    kinds = {Kind[model.tensor_type(name)] for name in model.names if len(model.shape(name)) > 1}
-    rounded = {activation(kind) for kind in kinds} - {"F32"}
-    return "q8" if any(kind.startswith("Q8") for kind in rounded) else min(rounded, default="f32").lower()
