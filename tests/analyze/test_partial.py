@@ -1,5 +1,6 @@
 """Logs against exact traces: real ones of llama.cpp (tests/golden/logs), and small ones made here."""
 
+import io
 import json
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import numpy as np
 import pytest
 from ggufs import write_gguf
 from recording import record_trace
+from rich.console import Console
 from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.compare import Comparison, compare
+from tensortrace.analyze.markdown import sheet
+from tensortrace.analyze.report import render
 from tensortrace.tracer.gguf import Model
 from tensortrace.tracer.importer import Options, import_dump
 from tensortrace.tracer.names import Key
@@ -151,6 +155,25 @@ def test_a_log_of_sums_alone_compares_nothing(model: Model, exact: Trace, tmp_pa
     found: Comparison = compare(exact, log(tmp_path / "sums.log", model, tmp_path / "a.h5"))
     assert found.exit_code == 2
     assert found.coverage["compared"] == 0
+
+
+def test_reports_tell_what_is_partial(model: Model, exact: Trace, tmp_path: Path) -> None:
+    found = compare(exact, log(LOGS / "2026-03-common-debug.log", model, tmp_path / "a.h5"))
+    told = render_plain(found)
+    assert "36 of 256" in told
+    assert "values" in told
+    row = next(row for row in found.to_json()["tensors"] if row["tensor"] == "embd")
+    assert (row["values"], row["of"]) == (36, 256)
+    text = sheet(found)
+    assert "36 of 256" in text
+    assert "nan" not in text
+    assert " values" not in render_plain(compare(exact, exact)).split("nrmse", 1)[1].split("\n", 1)[0]
+
+
+def render_plain(found: Comparison) -> str:
+    console = Console(width=120, file=io.StringIO())
+    console.print(render(found))
+    return console.file.getvalue()
 
 
 def test_magnitudes_are_estimated_from_what_was_printed(model: Model, exact: Trace, tmp_path: Path) -> None:
