@@ -11,6 +11,7 @@ from recording import record_trace
 from rich.console import Console
 from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.compare import Comparison, compare
+from tensortrace.analyze.find import name_causes
 from tensortrace.analyze.markdown import sheet
 from tensortrace.analyze.report import render
 from tensortrace.tracer.gguf import Model
@@ -183,3 +184,15 @@ def test_magnitudes_are_estimated_from_what_was_printed(model: Model, exact: Tra
     true = np.linalg.norm(exact.read(Key(0, "q"), 0), axis=-1).mean()
     assert row.mag_a == pytest.approx(row.mag_b, rel=1e-3)
     assert row.mag_a == pytest.approx(true, rel=0.3)
+
+
+def test_the_cause_is_named_where_a_log_is_the_reference(model: Model, tmp_path: Path) -> None:
+    record_trace(model, tmp_path / "bad.h5", IDS, n_new=2, change=Injection.parse("rope_pairing").apply)
+    trace = log(LOGS / "2026-03-common-debug.log", model, tmp_path / "log.h5")
+    with Trace(tmp_path / "bad.h5") as bad:
+        named = name_causes(compare(bad, trace), bad, trace, model)
+        assert named.causes[0].id == "rope_pairing"
+        other = name_causes(
+            compare(trace, bad), trace, bad, model
+        )  # ours is the log: it is the other's fault
+        assert other.causes[0].id == "rope_pairing"
