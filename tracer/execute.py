@@ -12,6 +12,7 @@ from .errors import UserError
 from .importer import Options, import_dump
 
 VARIABLE = "TENSORTRACE_OUT"
+HEADER = "tensortrace.h"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ class Executed:
         if self.returncode < 0:
             return 128 - self.returncode
         return self.returncode or (2 if self.trace.end else 0)
+
+
+def header_folder() -> Path:
+    """Where `tensortrace.h` lies, for a compiler's -I: in the installed package, or in the source tree."""
+    package = Path(__file__).resolve().parents[1]
+    places = (package / "include", package / "examples" / "engine")
+    return next((place for place in places if (place / HEADER).is_file()), places[0])
 
 
 def execute(arguments: Sequence[str], output: Path | str, options: Options | None = None) -> Executed:
