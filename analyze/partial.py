@@ -16,7 +16,6 @@ import numpy as np
 
 from ..tracer.format import ROW_AXES, Step, TensorSpec
 from ..tracer.names import Key
-from ..tracer.text import visible
 from .blocks import Piece
 
 if TYPE_CHECKING:
@@ -238,8 +237,7 @@ def notes(found: "Alignment") -> Iterator[str]:
             some = "some" if any(spec.conventions.get("partial") for spec in specs) else "the rounded"
             sums = any(spec.conventions.get("sum_of") == "all" for spec in specs)
             also = ", and by the sums that it states" if sums else ""
-            names = visible(source.trace.header.engine or "an engine")
             yield (
-                f"{side} is a log of {names} that shows {some} values of {len(specs)} tensors: compared at "
+                f"{side} is a log that shows {some} values of {len(specs)} tensors: compared at "
                 f"these, within the printed precision{also}"
             )

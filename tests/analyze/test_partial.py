@@ -60,7 +60,7 @@ def test_a_log_and_the_exact_trace_of_the_run_are_equal(
     for found in (compare(exact, trace), compare(trace, exact)):
         assert (found.verdict, found.exit_code) == ("rounding", 0), found.sentence
         assert "within the printed precision" in found.sentence
-        assert any("is a log of llama.cpp" in note for note in found.notes)
+        assert any("is a log that shows" in note for note in found.notes)
         assert any("does not tell the ids" in note for note in found.notes)
         rows = found.rows()
         assert len(rows) >= 9
