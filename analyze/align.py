@@ -111,7 +111,8 @@ class Alignment:
 
     def _joined(self, index: int, key: Key, spec: TensorSpec) -> Iterator[Piece]:
         a, b = self.a.joined(key), self.b.joined(key)
-        head_dim = spec.sizes["dim"] if spec.axes[-2:] == ("head", "dim") else 0
+        by_head = (side for side in (spec, self.b.specs[key]) if side.axes[-2:] == ("head", "dim"))
+        head_dim = next((side.sizes["dim"] for side in by_head), 0)
         for run in self._cut(self.tokens(key), by_step=False):
             steps = self.a.step_of[run.tokens]
             step = int(steps[0]) if steps[0] == steps[-1] else steps

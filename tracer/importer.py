@@ -38,6 +38,7 @@ class Options:
     steps: str = ""
     rank: int | None = None
     tokens: tuple[int, ...] = ()
+    prompt_tokens: int | None = None
     heads: Heads = field(default_factory=Heads)
     model: "Model | None" = None
     engine: str = ""
@@ -134,7 +135,11 @@ def _with_options(dump: Dump, source: Path, format_name: str, options: Options) 
         header = replace(header, **model_facts(options.model))
         heads = heads.or_else(model_heads(options.model))
     only = tuple(parse_ranges(options.steps, "--steps")) if options.steps else dump.only
-    return replace(dump, header=header, heads=heads, only=only, tokens=options.tokens or dump.tokens)
+    tokens, steps = options.tokens or dump.tokens, dict(dump.steps)
+    if options.prompt_tokens is not None:
+        first = min((*steps, *(piece.step for piece in dump.pieces)), default=0)
+        steps[first] = replace(dump.step(first), n_tokens=options.prompt_tokens, start=0)
+    return replace(dump, header=header, heads=heads, only=only, tokens=tokens, steps=steps)
 
 
 def model_facts(model: "Model | Checkpoint") -> dict[str, Any]:

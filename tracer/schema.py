@@ -167,7 +167,12 @@ def _left_out(found: Iterable[tuple[Piece, Arrangement]], notes: list[str]) -> s
             why[piece.key] = "it has no elements"
         elif len(forms[piece.key]) > 1 and piece.key.name not in NAMES:
             why[piece.key] = "its shape changes from step to step"
-    notes += [f"left out {key}: {why[key]}" for key in sorted(why, key=execution_order)]
+    layers: dict[tuple[str, str], list[Key]] = defaultdict(list)
+    for key in sorted(why, key=execution_order):
+        layers[key.name, why[key]].append(key)
+    for (name, reason), keys in layers.items():
+        which = str(keys[0]) if len(keys) == 1 else f"{name} of {len(keys)} layers"
+        notes.append(f"left out {which}: {reason}")
     return set(why)
 
 
