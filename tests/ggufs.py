@@ -116,7 +116,8 @@ def write_gguf(
         "rope.freq_base": rope_base,
     }
     writer = GGUFWriter(path, arch)
-    writer.add_name(f"random {arch}")
+    # llama.cpp expects certain tokens of a model with phi3 in its name
+    writer.add_name(f"random {arch}".replace("phi3", "phi"))
     for key, value in {**keys, **(metadata or {})}.items():
         _add(writer, f"{arch}.{key}", value)
     if tokenizer:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from architectures import LLAMA3
 from tensortrace.tracer.gguf import Model
 
 NAMES = {  # behind blk.N., or at the root
@@ -26,15 +27,21 @@ NAMES = {  # behind blk.N., or at the root
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "attn_qkv": "self_attn.qkv_proj",
 }
 POST_NORMS = {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-OTHER_NAMES = {"gemma2": POST_NORMS, "gemma3": POST_NORMS}
+OTHER_NAMES = {
+    "gemma2": POST_NORMS,
+    "gemma3": POST_NORMS,
+    "olmo2": POST_NORMS,
+    "phi3": {"ffn_up": "mlp.gate_up_proj"},
+}
 TYPES = {"gemma3": "gemma3_text"}
-PERMUTED = {"llama"}  # a GGUF of these has the two of a RoPE pair side by side
+PERMUTED = {"llama", "smollm3", "granite"}  # a GGUF of these has the two of a RoPE pair side by side
 GEMMA = {"gemma2", "gemma3"}  # GGUF holds 1 + w, transformers adds the 1
 
 
@@ -42,8 +49,8 @@ def save(model: Model, folder: Path) -> Path:
     """Writes a folder that transformers loads: the weights of `model`, and what its metadata say."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    kind = TYPES.get(model.arch, model.arch)
-    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config(model)))
+    stated = {"model_type": TYPES.get(model.arch, model.arch)} | config(model)
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**stated))
     state = state_dict(model)
     tied = set() if "output.weight" in model.names else {"lm_head.weight"}
     loaded = made.load_state_dict(state, strict=False)
@@ -76,12 +83,51 @@ def rope(model: Model) -> dict[str, Any]:
     hp = model.hparam
     theta = {"rope_theta": hp("rope.freq_base")}
     kind = hp("rope.scaling.type", "")
+    if "rope_freqs.weight" in model:
+        return theta | {"rope_type": "llama3"} | LLAMA3
     if not kind:
         return theta | {"rope_type": "default"}
     scaling = {"rope_type": kind, "factor": hp("rope.scaling.factor")}
     if kind == "yarn":
         scaling["original_max_position_embeddings"] = hp("rope.scaling.original_context_length")
     return theta | scaling
+
+
+def _phi3(model: Model) -> dict[str, Any]:
+    hp = model.hparam
+    if "rope_factors_long.weight" not in model:
+        return {"sliding_window": hp("attention.sliding_window", None)}
+    original = hp("rope.scaling.original_context_length")
+    return {
+        "original_max_position_embeddings": original,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": hp("rope.freq_base"),
+            "partial_rotary_factor": hp("rope.dimension_count") / hp("attention.key_length"),
+            "original_max_position_embeddings": original,
+            "short_factor": model.weight("rope_factors_short.weight").tolist(),
+            "long_factor": model.weight("rope_factors_long.weight").tolist(),
+        },
+    }
+
+
+def _olmo2(model: Model) -> dict[str, Any]:
+    """OLMo 3 is another model to transformers, and a window to llama.cpp."""
+    if not (window := model.hparam("attention.sliding_window", 0)):
+        return {}
+    local = {"rope_type": "default", "rope_theta": model.hparam("rope.freq_base")}
+    both = {"full_attention": rope(model), "sliding_attention": local}
+    return {"model_type": "olmo3", "sliding_window": window, "rope_parameters": both}
+
+
+def _granite(model: Model) -> dict[str, Any]:
+    hp = model.hparam
+    return {
+        "embedding_multiplier": hp("embedding_scale"),
+        "residual_multiplier": hp("residual_scale"),
+        "attention_multiplier": hp("attention.scale"),
+        "logits_scaling": hp("logit_scale"),
+    }
 
 
 def _gemma2(model: Model) -> dict[str, Any]:
@@ -110,7 +156,7 @@ def state_dict(model: Model) -> dict[str, Any]:
 
     made: dict[str, np.ndarray] = {}
     names = NAMES | OTHER_NAMES.get(model.arch, {})
-    for name in model.names:
+    for name in (name for name in model.names if not name.startswith("rope_")):
         values = model.weight(name).copy()
         if name == "output.weight":
             made["lm_head.weight"] = values

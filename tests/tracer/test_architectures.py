@@ -10,6 +10,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+import architectures
 import engine_golden as golden
 import numpy as np
 import pytest
@@ -136,6 +137,36 @@ def check_against_transformers(
 
     theirs = run(torch.Engine(build_graph(model), transformers_models.save(model, folder)), tokens)
     check(ours(model, tokens), theirs, 1e-5, TILES | set(unseen))
+
+
+@pytest.fixture
+def windowed_phi3(tmp_path: Path) -> Model:
+    shape = architectures.EVEN["third"] | {"change": architectures.fused, "metadata": architectures.WINDOW}
+    return Model(write_gguf(tmp_path / "model.gguf", "phi3", **shape))
+
+
+@pytest.mark.torch
+@pytest.mark.llamacpp
+def test_phi3_has_the_window_that_llama_cpp_leaves_out(windowed_phi3: Model, tmp_path: Path) -> None:
+    """Phi-3-mini-4k's configuration states one of 2047; llama.cpp warns and attends to everything instead."""
+    from tensortrace.tracer.engines import llama_cpp
+
+    check_against_transformers(windowed_phi3, TOKENS, tmp_path / "folder")
+    theirs = run(llama_cpp.Engine(build_graph(windowed_phi3), windowed_phi3), TOKENS)
+    check(ours(windowed_phi3, TOKENS, change=without_window), theirs, 1e-4, TILES)
+
+
+def without_window(op: Op) -> Op:
+    return op.with_params(window=None) if op.kind == "attention" else op
+
+
+@pytest.mark.torch
+def test_longrope_takes_the_long_factors_once_past_the_original_context(tmp_path: Path) -> None:
+    """In the middle of a decode, as transformers' forward; llama.cpp goes by its context size."""
+    shape = architectures.EVEN["third"] | {"change": architectures.fused}
+    shape |= architectures.longrope(len(TOKENS) - 2, dims=20)
+    model = Model(write_gguf(tmp_path / "model.gguf", "phi3", **shape))
+    check_against_transformers(model, TOKENS, tmp_path / "folder")
 
 
 @every_case
