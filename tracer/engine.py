@@ -80,7 +80,7 @@ def declare(
         key,
         axes,
         dict(zip(fixed, sizes, strict=True)),
-        "int32" if key.name == "expert_ids" else dtype,
+        NAMES[key.name].dtype or dtype,
         "" if op is None else op.kind,
         inputs,
         source,
