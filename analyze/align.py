@@ -16,6 +16,7 @@ import numpy as np
 from ..tracer.format import Step, TensorSpec
 from ..tracer.names import Key
 from ..tracer.trace import Trace
+from . import partial
 from .blocks import DOT, Piece
 from .differences import comparable, notes, nothing_in_common, row_axis
 from .metrics import Measured
@@ -33,12 +34,16 @@ class Run(NamedTuple):
 
 
 class View(NamedTuple):
-    """The part of a tensor that one of our steps and one of the reference's have in common, in `axes`."""
+    """The part of a tensor that one of our steps and one of the reference's have in common, in `axes`.
+
+    `unseen` marks what a log does not show.
+    """
 
     a: np.ndarray
     b: np.ndarray
     axes: tuple[str, ...]
     tokens: np.ndarray
+    unseen: np.ndarray | None = None
 
 
 @dataclass
@@ -97,14 +102,17 @@ class Alignment:
         """Everything that is comparable, as matrices for `metrics.measure`."""
         for index, key in enumerate(self.keys):
             spec = self.a.specs[key]
-            if spec.joined:
+            if self.is_partial(key):
+                yield from partial.pieces(self, index, key)
+            elif spec.joined:
                 yield from self._joined(index, key, spec)
             else:
                 yield from self._blocks(index, key, spec)
 
     def _joined(self, index: int, key: Key, spec: TensorSpec) -> Iterator[Piece]:
         a, b = self.a.joined(key), self.b.joined(key)
-        head_dim = spec.sizes["dim"] if spec.axes[-2:] == ("head", "dim") else 0
+        by_head = (side for side in (spec, self.b.specs[key]) if side.axes[-2:] == ("head", "dim"))
+        head_dim = next((side.sizes["dim"] for side in by_head), 0)
         for run in self._cut(self.tokens(key), by_step=False):
             steps = self.a.step_of[run.tokens]
             step = int(steps[0]) if steps[0] == steps[-1] else steps
@@ -141,11 +149,26 @@ class Alignment:
     # ---- looking closer
 
     def views(self, key: Key, step: int) -> Iterator[View]:
-        """What one of our steps has in common with each of the reference's that cover it."""
-        spec = self.a.specs[key]
+        """What one of our steps has in common with each of the reference's that cover it.
+
+        Of what a log shows the values as far as they count (partial.py).
+        """
+        specs = (self.a.specs[key], self.b.specs[key])
+        for run, view in self._step_views(key, step):
+            yield partial.as_printed(view, specs, self._steps(run)) if self.is_partial(key) else view
+
+    def plain_views(self, key: Key, step: int) -> Iterator[View]:
+        """The same as they are stored."""
+        return (view for _, view in self._step_views(key, step))
+
+    def is_partial(self, key: Key) -> bool:
+        """Whether either side has the tensor from a log."""
+        return partial.is_partial(self.a.specs[key]) or partial.is_partial(self.b.specs[key])
+
+    def _step_views(self, key: Key, step: int) -> Iterator[tuple[Run, View]]:
         for run in self._cut(self.tokens(key), by_step=True):
             if self._steps(run)[0].index == step:
-                yield self._view(key, spec, run)
+                yield run, self._view(key, self.a.specs[key], run)
 
     def _view(self, key: Key, spec: TensorSpec, run: Run) -> View:
         if spec.joined:
@@ -236,6 +259,7 @@ def align(a: Trace, b: Trace) -> Alignment:
     said = [text for text in (agreed.note, statistics) if text]
     said += notes(source_a, source_b, problems)
     found = Alignment(source_a, source_b, agreed.common, keys, problems, said, agreed.refusal, agreed.bos)
+    found.notes += partial.notes(found)
     if found.refusal is None and found.bos is None and not any(len(found.tokens(key)) for key in keys):
         found.refusal = nothing_in_common(source_a, source_b, problems)
     return found

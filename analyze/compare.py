@@ -16,6 +16,7 @@ from ..tracer.trace import Trace
 from .align import Alignment, align
 from .metrics import Measured, measure
 from .noise import DIVERGED, INHERITED, MATCH, STATUSES, Noise
+from .partial import estimate_lengths
 from .pattern import describe, sample
 from .scenario import Scenario, decide
 from .tokens import TOKENS
@@ -53,7 +54,10 @@ class Finding:
 
 
 class Row(NamedTuple):
-    """One compared tensor of one step, ours (a) against the reference's (b)."""
+    """One compared tensor of one step, ours (a) against the reference's (b).
+
+    `values` were compared of all that the tensor has; fewer where a log shows only some.
+    """
 
     step: int
     layer: int | None
@@ -72,6 +76,8 @@ class Row(NamedTuple):
     nan_b: int
     inf_a: int
     inf_b: int
+    values: int
+    of: int
 
     @property
     def key(self) -> Key:
@@ -121,6 +127,7 @@ class Comparison:
         figures = [m.nrmse, m.total("max_abs"), m.max_rel, m.cosine, m.scale, m.mag_a, m.mag_b]
         figures += [noise.added, noise.noise]
         bad = [m.total(name).astype(int) for name in ("nan_a", "nan_b", "inf_a", "inf_b")]
+        bad += [m.values, np.maximum(noise.printed.total, m.values)]
         values = zip(*(figure[at].tolist() for figure in (*figures, *bad)))
         keys = [self.alignment.keys[index] for index in at[0].tolist()]
         status = [STATUSES[code] for code in noise.status[at].tolist()]
@@ -161,6 +168,7 @@ def compare(a: Trace, b: Trace, *, workers: int | None = None) -> Comparison:
     if found.refusal is not None:
         return _refused(found, found.refusal)
     measured = measure(found.pieces(), len(found.keys), found.steps, workers)
+    estimate_lengths(found, measured)
     if not measured.compared.any():
         return _refused(found, "every tensor that both hold is empty: nothing was compared")
     return _judged(found, measured)
@@ -207,8 +215,10 @@ def _agreement(verdict: str, noise: Noise, measured: Measured) -> str:
         return f"all {count} tensors hold the same values"
     same = int((noise.status == MATCH).sum())
     worst = float(np.nanmax(np.where(measured.compared, measured.nrmse, np.nan)))
+    printed = int((noise.printed.total > 0).sum())
+    logged = f"; {printed} by the values that a log shows, within the printed precision" if printed else ""
     return (
-        f"all {count} tensors agree as far as rounding explains ({same} to the bit; "
+        f"all {count} tensors agree as far as rounding explains ({same} to the bit{logged}; "
         f"the largest NRMSE is {worst:.1e})"
     )
 
@@ -230,6 +240,7 @@ def _evidence(found: Alignment, measured: Measured, noise: Noise, index: int, st
     """What the first difference looks like, in figures and in shape."""
     nrmse, threshold = float(measured.nrmse[index, step]), float(noise.noise[index, step])
     said = [f"NRMSE {nrmse:.2e} where rounding explains {threshold:.1e}"] if nrmse > threshold else []
+    said += noise.printed.told(found, index, step, int(measured.values[index, step]), threshold)
     taken = sample(found, found.keys[index], step)
     said += [] if taken is None else describe(taken, threshold)
     sources, missing = noise.segment(found.keys[index])

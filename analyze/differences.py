@@ -7,6 +7,7 @@ import numpy as np
 from ..tracer.format import ROW_AXES, Header, TensorSpec
 from ..tracer.names import Key, execution_order
 from ..tracer.text import visible
+from .partial import is_partial
 from .sources import Source
 
 SHOWN = 4  # names listed before "and so on"
@@ -29,6 +30,8 @@ def _misfit(a: Source, b: Source, key: Key) -> str | None:
     x, y = a.specs[key], b.specs[key]
     if row_axis(x) is None or row_axis(y) is None:
         return "a tensor without a token axis"
+    if "." in key.name and (is_partial(x) or is_partial(y)):
+        return "statistics of all values, where a log shows some"
     if x.axes == y.axes and x.sizes == y.sizes:
         over_keys = not x.joined and x.axes[-1] in ("stat", "bin")
         if over_keys and [s.kv_len for s in a.steps] != [s.kv_len for s in b.steps]:

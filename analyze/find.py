@@ -13,6 +13,7 @@ from ..tracer.names import Key
 from ..tracer.trace import Trace
 from .compare import UNKNOWN, Comparison, Finding
 from .hypothesis import Hypothesis, explain, layers_explained, wrongness
+from .partial import is_partial
 from .replay import NotRecorded, Replay
 
 LISTED = 3  # causes told of one side
@@ -42,7 +43,8 @@ def name_causes(comparison: Comparison, a: Trace, b: Trace, model: Model) -> Com
     except NotRecorded as error:
         return _with(comparison, [], f"the op could not be replayed: {error}")
     if not sides:
-        return _with(comparison, [], f"{key} is not a tensor of this model's architecture ({model.arch})")
+        why = f"it is read off a log, or no tensor of this model's architecture ({model.arch})"
+        return _with(comparison, [], f"{key} cannot be replayed: {why}")
     index = comparison.alignment.keys.index(key)
     limit = float(comparison.noise.noise[index, comparison.first.step])
     told = "replayed in float64 from its own inputs, " + ", ".join(
@@ -51,7 +53,9 @@ def name_causes(comparison: Comparison, a: Trace, b: Trace, model: Model) -> Com
     wrong = [side for side in sides if side.is_wrong(limit)]
     for side in wrong:
         found += _findings(side, key, comparison)
-    if not wrong:
+    if not wrong and len(sides) < 2:
+        told += ": so the other side is wrong, which cannot be replayed (a log, or other steps)"
+    elif not wrong:
         told += ": neither op is wrong by itself, so their inputs or weights differ"
     return _with(comparison, found, told)
 
@@ -61,8 +65,8 @@ def _sides(comparison: Comparison, a: Trace, b: Trace, model: Model) -> Iterator
     key, step = comparison.first.key, a.steps[comparison.first.step]
     same = (s.index for s in b.steps if (s.start, s.n_tokens) == (step.start, step.n_tokens))
     for name, trace, index in (("ours", a, step.index), ("the reference", b, next(same, None))):
-        if index is None or not trace.has(key, index):
-            continue  # the other side fed the tokens in other steps: it cannot be replayed step by step
+        if index is None or not trace.has(key, index) or is_partial(trace.tensors[key]):
+            continue  # fed in other steps, so that it cannot be replayed step by step; or a log
         replay = Replay(trace, model)
         op = replay.graph.producer(key)
         if op is not None:

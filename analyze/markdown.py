@@ -21,6 +21,7 @@ from .report import (
     error_text,
     number_text,
     sentence,
+    values_text,
 )
 
 SHEET = {  # what is written down of a layer, and how it is called there
@@ -167,7 +168,7 @@ def _vectors(taken: Sample, token: int, head: int) -> tuple[str, str]:
 
 def _listed(values: np.ndarray) -> str:
     flat = np.atleast_1d(values).ravel()
-    shown = ", ".join("masked" if np.isnan(value) else f"{value:.5g}" for value in flat[:FIRST])
+    shown = ", ".join("–" if np.isnan(value) else f"{value:.5g}" for value in flat[:FIRST])
     return f"{shown}, …" if flat.size > FIRST else shown
 
 
@@ -181,7 +182,7 @@ def _tensors(comparison: Comparison) -> Iterator[str]:
     start, stop = (0, BEFORE + AFTER) if at is None else (max(at - BEFORE, 0), at + AFTER)
     yield "## Tensors in execution order"
     yield ""
-    head = ("step", "tensor", "status", "NRMSE", "max abs", "cosine", "scale", "ours", "reference", "noise")
+    figures = ("NRMSE", "max abs", "cosine", "scale", "ours", "reference", "noise", "values")
     rows = (
         (
             str(row.step),
@@ -190,7 +191,8 @@ def _tensors(comparison: Comparison) -> Iterator[str]:
             *map(error_text, (row.nrmse, row.max_abs)),
             *map(number_text, (row.cosine, row.scale, row.mag_a, row.mag_b)),
             error_text(row.noise),
+            values_text(row),
         )
         for row in comparison.rows(start, stop)
     )
-    yield from _table(head, rows)
+    yield from _table(("step", "tensor", "status", *figures), rows)

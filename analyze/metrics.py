@@ -50,6 +50,11 @@ class Measured:
         return (self.total("count") + self.total("clashes") + self.total("mask_differs") + self.bad_both) > 0
 
     @cached_property
+    def values(self) -> np.ndarray:
+        """How many elements were compared, those that are not finite included."""
+        return (self.total("count") + self.bad_both).astype(int)
+
+    @cached_property
     def bad_both(self) -> np.ndarray:
         """Elements that are not finite on our side: with `clashes` 0, on both sides alike."""
         return self.total("nan_a") + self.total("inf_a") + self.total("masked_a")

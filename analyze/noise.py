@@ -29,6 +29,7 @@ from . import growth, roundoff
 from .align import Alignment
 from .growth import Error, Op, Part
 from .metrics import Measured
+from .partial import Printed
 from .roundoff import Precision
 from .wiring import HISTORY, Wiring, base_name
 
@@ -61,6 +62,7 @@ class Noise:
         self._norm, self._scale_of = measured.mag_b, measured.scale
         self._compared, self._equal = measured.compared, measured.equal
         self._broken = (measured.total("clashes") + measured.total("mask_differs")) > 0
+        self.printed = Printed(alignment, measured)
         self._errors: dict[Key, Error] = {}
         self.noise = np.full(self._nrmse.shape, np.nan)
         self.added = np.full(self._nrmse.shape, np.nan)
@@ -105,11 +107,11 @@ class Noise:
         parts, tainted = self._parts(index, key)
         noise = np.minimum(sum(part.noise for part in parts), MOST)
         inherited = sum((part.full for part in parts if part.inherited), np.zeros_like(noise))
-        error = np.where(self._broken[index] | np.isnan(self._nrmse[index]), np.inf, self._nrmse[index])
-        explained = tainted & ((error <= noise + inherited) | self._broken[index])
-        status = np.select(
-            [self._equal[index], error <= noise, explained], [MATCH, ROUNDING, INHERITED], default=DIVERGED
-        )
+        broken = self._broken[index] | self.printed.off(index, noise)
+        error = np.where(broken | np.isnan(self._nrmse[index]), np.inf, self._nrmse[index])
+        explained = tainted & ((error <= noise + inherited) | broken)
+        equal = self._equal[index] & (key not in self.printed.keys)  # printed digits cannot tell
+        status = np.select([equal, error <= noise, explained], [MATCH, ROUNDING, INHERITED], default=DIVERGED)
         compared = self._compared[index]
         self.status[index] = np.where(compared, status, 0)
         self.noise[index] = np.where(compared, noise, np.nan)
@@ -160,8 +162,10 @@ class Noise:
         Below a diverged tensor noise cannot be measured any more: it is taken to be what it was above.
         """
         compared, estimate = self._compared[index], growth.typical(parts, "full")
+        hidden = np.minimum(self.printed.precision[index], growth.typical(parts, "noise"))  # by printing
         whole, rows = (
-            np.nan_to_num(np.where(compared, error[index], estimate)) for error in (self._nrmse, self._rows)
+            np.nan_to_num(np.where(compared, error[index] + hidden, estimate))
+            for error in (self._nrmse, self._rows)
         )
         largest = np.where(compared, self._measured.total("max_abs")[index], np.inf)
         healthy = growth.typical(parts, "noise") / np.maximum(np.maximum(whole, rows), 1e-300)

@@ -46,6 +46,9 @@ def _take(view: View, masked: bool) -> Sample:
     stride = max(1, a.size // ELEMENTS)
     a, b = a[::stride].astype(np.float64), b[::stride].astype(np.float64)
     hidden = (masked & (a <= MASKED), masked & (b <= MASKED))
+    if view.unseen is not None:
+        unseen = np.moveaxis(view.unseen, place, 0)[::stride]
+        hidden = (hidden[0] | unseen, hidden[1] | unseen)
     give_back(view.a)
     give_back(view.b)
     for side, away in zip((a, b), hidden):
@@ -128,7 +131,7 @@ def _where(found: Sample, d: np.ndarray, axis: int, name: str, noise: float) -> 
     others = tuple(i for i in range(d.ndim) if i != axis)
     error = np.sqrt((d * d).sum(others) / np.maximum((np.nan_to_num(found.b) ** 2).sum(others), 1e-300))
     wrong = np.flatnonzero(error > max(noise, SMALL * error.max()))
-    if not 0 < len(wrong) < len(error):
+    if not 0 < len(wrong) < np.count_nonzero(~np.isnan(found.d).all(others)):  # of those that are known
         return
     numbers = found.tokens[wrong] if name == "token" else wrong
     last = found.tokens[-1] if name == "token" else len(error) - 1
@@ -145,10 +148,11 @@ def _dims(found: Sample, d: np.ndarray) -> Iterator[str]:
     if found.axes[-1] != "dim" or d.shape[-1] < 4:
         return
     squares = (d * d).reshape(-1, d.shape[-1]).sum(0)
+    known = ~np.isnan(found.d).reshape(-1, d.shape[-1]).all(0)
     total, wrong = squares.sum(), np.flatnonzero(squares > SMALL**2 * squares.max())
     for first, name in ((0, "even"), (1, "odd")):
-        if squares[first::2].sum() > (1 - SMALL**2) * total:
+        if squares[first::2].sum() > (1 - SMALL**2) * total and known[1 - first :: 2].any():
             yield f"only in {name} dims"
             return
-    if len(wrong) < d.shape[-1] and wrong[-1] - wrong[0] + 1 == len(wrong):
+    if len(wrong) < np.count_nonzero(known) and wrong[-1] - wrong[0] + 1 == len(wrong):
         yield f"only in dims {wrong[0]} to {wrong[-1]} (of {d.shape[-1]})"

@@ -23,6 +23,7 @@ VERDICTS = {
 }
 STYLES = {"match": "dim", "rounding": "", "inherited": "yellow", "diverged": "bold red"}
 COLUMNS = ("step", "tensor", "status", ">nrmse", ">max abs", ">cosine", ">scale", ">|a|", ">|b|", ">noise")
+PRINTED = ">values"  # a column for logs, which leave some out
 WIDE = 96  # terminal columns that all of them need
 DISPENSABLE = ("max abs", "cosine")
 HYPOTHESES = {"A": "normalisation or bias missing", "B": "Q·K computed wrongly", "C": "wrong scale factor"}
@@ -126,11 +127,13 @@ class _Tensors:
         if self.everything:
             start, stop = 0, total
         shown = [name for name in COLUMNS if options.max_width >= WIDE or name.strip(">") not in DISPENSABLE]
+        if self.comparison.noise is not None and self.comparison.noise.printed.keys:
+            shown.append(PRINTED)
         table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
         for name in shown:
             table.add_column(name.strip(">"), justify="right" if name[0] == ">" else "left", no_wrap=True)
         for row in self.comparison.rows(start, stop):
-            cells = dict(zip(COLUMNS, _cells(row)))
+            cells = dict(zip((*COLUMNS, PRINTED), _cells(row)))
             table.add_row(*(Text(cells[name]) for name in shown), style=STYLES[row.status])
         yield table
         if hidden := total - (min(stop, total) - start):
@@ -147,7 +150,13 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.cosine:.6f}" if math.isfinite(row.cosine) else "-",
         *map(number_text, (row.scale, row.mag_a, row.mag_b)),
         error_text(row.noise),
+        values_text(row),
     )
+
+
+def values_text(row: Row) -> str:
+    """How many values were compared of how many, where a log does not show all."""
+    return f"{row.values} of {row.of}" if row.values < row.of else "all"
 
 
 def error_text(value: float) -> str:

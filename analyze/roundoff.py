@@ -45,16 +45,26 @@ class Precision:
     def of(cls, header: Header) -> "Precision":
         """From the header; llama.cpp quantises activations for quantised weights and keeps K and V in f16.
 
-        `settings["activation"]` (q8, f16, bf16, f32) overrides what is assumed of products.
+        `settings["activation"]` (q8, f16, bf16, f32) overrides what is assumed of products, `settings["kv"]`
+        (f32, f16, q8_0, …) what of K and V.
         """
         other = UNIT.get(header.compute_dtype, F32)
         ggml = header.engine.startswith("llama.cpp")
         activation = str(header.settings.get("activation", "q8" if ggml else ""))
         names = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64"}
         product = QUANTISED if activation == "q8" else UNIT.get(names.get(activation, ""), other)
-        attention = max(other, UNIT["float16"]) if ggml else other
+        attention = max(other, _cache(header)) if ggml else other
         says = "8-bit activations" if activation == "q8" else header.compute_dtype or "float32"
         return cls(product, attention, other, says)
+
+
+def _cache(header: Header) -> float:
+    """What llama.cpp's attention rounds to: its cache's type, and 16 bits in flash attention."""
+    kind = str(header.settings.get("kv", "f16"))
+    if kind == "f32" and not header.settings.get("flash"):
+        return 0.0
+    bits = next((bits for bits in (8, 5, 4) if kind.startswith((f"q{bits}", f"iq{bits}"))), 0)
+    return QUANTISED * 2.0 ** (8 - bits) if bits else UNIT["bfloat16" if kind == "bf16" else "float16"]
 
 
 def storage(dtype: str, rms: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from ..tracer.graph import Graph
 from ..tracer.names import Key
 from ..tracer.trace import Trace
 from .expected import Length, expected_length
+from .partial import is_partial
 from .tally import Entry, Place
 from .walk import Block, usual
 
@@ -47,8 +48,9 @@ class Context:
 
     @cached_property
     def recorded(self) -> set[str]:
-        """Names of the tensors of the trace that can be used as what they are called."""
-        return {key.name for key, spec in self.trace.tensors.items() if usual(spec)}
+        """Names of the tensors of the trace that can be used as what they are called, and are whole."""
+        whole = (item for item in self.trace.tensors.items() if not is_partial(item[1]))
+        return {key.name for key, spec in whole if usual(spec)}
 
     @cached_property
     def graph(self) -> Graph | None:

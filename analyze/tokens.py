@@ -9,6 +9,7 @@ from ..tracer.text import visible
 from ..tracer.trace import Trace
 
 TOKENS = "tokens"
+UNKNOWN = -1  # the id of a token of which a log does not tell it
 BOS_KEY = "tokenizer.ggml.bos_token_id"
 
 
@@ -33,17 +34,31 @@ def agreement(a: Trace, b: Trace) -> Agreement:
             return Agreement(0, refusal=f"{side} ({_name(trace)}) holds no finished step: nothing to compare")
     ids_a, ids_b = a.tokens, b.tokens
     shorter = min(len(ids_a), len(ids_b))
-    common = sum(1 for _ in takewhile(bool, ids_a[:shorter] == ids_b[:shorter]))
+    unknown = (ids_a[:shorter] == UNKNOWN) | (ids_b[:shorter] == UNKNOWN)
+    common = sum(1 for _ in takewhile(bool, (ids_a[:shorter] == ids_b[:shorter]) | unknown))
     if common == shorter:
-        return Agreement(common, note=_lengths(a, b))
+        said = (_lengths(a, b), _unknown(a, b, unknown))
+        return Agreement(common, note="; ".join(text for text in said if text) or None)
     if common >= max(len(a.prompt_ids), len(b.prompt_ids)):
         return Agreement(common, note=_parted(a, b, common))
     return Agreement(0, bos=_leading(a, b)) if _leading(a, b) else Agreement(0, refusal=_differ(a, b, common))
 
 
+def _unknown(a: Trace, b: Trace, unknown: np.ndarray) -> str | None:
+    """What is taken on trust where a log does not tell the ids."""
+    if not unknown.any():
+        return None
+    sides = [side for side, trace in (("ours", a), ("the reference", b)) if (trace.tokens == UNKNOWN).any()]
+    return (
+        f"{' and '.join(sides)} does not tell the ids of {int(unknown.sum())} of {len(unknown)} tokens: "
+        "that they are the same is taken on trust"
+    )
+
+
 def _lengths(a: Trace, b: Trace) -> str | None:
     if len(a.tokens) == len(b.tokens):
-        if len(a.generated) and len(b.generated) and a.generated[-1] != b.generated[-1]:
+        last = [int(trace.generated[-1]) for trace in (a, b) if len(trace.generated)]
+        if len(last) == 2 and UNKNOWN not in last and last[0] != last[1]:
             return "the same tokens were fed, but the last one generated differs"
         return None
     return (
@@ -71,7 +86,7 @@ def _leading(a: Trace, b: Trace) -> str | None:
     sides = ((a, "ours"), (b, "the reference"))
     (longer, side), (other, _) = sorted(sides, key=lambda entry: -len(entry[0].prompt_ids))
     ids = longer.prompt_ids
-    if not len(other.prompt_ids) or not np.array_equal(ids[1:], other.prompt_ids):
+    if not len(other.prompt_ids) or UNKNOWN in ids or not np.array_equal(ids[1:], other.prompt_ids):
         return None
     piece = longer.pieces[0]
     doubled = ids[0] == ids[1]

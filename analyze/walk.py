@@ -11,6 +11,7 @@ from ..tracer.format import ROW_AXES, Step, TensorSpec, numpy_dtype
 from ..tracer.names import NAMES, Key, execution_order
 from ..tracer.stats import BINS, STATS
 from ..tracer.trace import Trace
+from .partial import is_partial
 
 DECODE_RUN = 64  # decode steps that are looked at together: their rows are few and their reads many
 PART = 1 << 20  # elements of a tensor that are widened at once: 4 MiB as float32
@@ -141,8 +142,8 @@ def usual(spec: TensorSpec) -> bool:
 
 
 def blocks(trace: Trace) -> Iterator[Block]:
-    """Every block of a trace that holds something, in execution order."""
-    ordered = sorted(trace.tensors, key=_order)
+    """Every block of a trace that holds something, in execution order; nothing that was read off a log."""
+    ordered = sorted((key for key, spec in trace.tensors.items() if not is_partial(spec)), key=_order)
     for steps, present in _runs(trace, ordered):
         keys = [key for key, there in zip(ordered, present, strict=True) if there]
         for _, group in groupby(keys, key=lambda key: execution_order(key)[:2]):

@@ -17,13 +17,18 @@ _RAW = {".f32": np.float32, ".bin": np.float32, ".f16": np.float16}
 
 
 def read_dump(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and values of every array in `path`; where it holds just one, the name is the file's.
+    """Name and values of every array in `path`, a file or a folder; a file's only one is called as the file.
 
     `.npy`, `.npz`, `.safetensors`, `.pt`, `.ttr`; `.f32`, `.f16` and `.bin` (float32) are raw values;
     anything else is text: numbers with commas or blanks between them, such as the first of a weight.
     """
+    if path.is_dir():
+        for each in sorted(path.iterdir()):
+            if each.is_file():
+                yield from read_dump(each)
+        return
     if not path.is_file():
-        raise UserError(f"no such file: {path}")
+        raise UserError(f"no such file or folder: {path}")
     if path.suffix in _READERS:
         yield from _arrays(path, _READERS[path.suffix])
     elif path.suffix == ".ttr":

@@ -8,7 +8,7 @@
 template <class T, int DIM, int BQ, int BK>
 __global__ void __launch_bounds__(BQ * 4)
     attention_prefill(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
-                      const int* __restrict__ kv_len, T* __restrict__ out, float* scores, float* probs,
+                      const float* __restrict__ sinks, const int* __restrict__ kv_len, T* __restrict__ out, float* scores, float* probs,
                       float* m_out, float* l_out, float* m_tiles, float* l_tiles, Problem p) {
   constexpr int PITCH = DIM + 4, P_PITCH = BK + 4;  // padded against bank conflicts, rows 16-byte aligned
   extern __shared__ float shared[];
@@ -25,9 +25,12 @@ __global__ void __launch_bounds__(BQ * 4)
 
   load_rows(q + ((long long)first * p.heads + head) * p.dim, (long long)p.heads * p.dim, rows, BQ, p.dim,
             PITCH, p.scale, q_rows);
-  float acc[4][DIM / 64][4] = {}, m[4], l[4] = {};
+  float acc[4][DIM / 64][4] = {}, m[4], l[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) m[i] = -infinity();
+  for (int i = 0; i < 4; ++i) {
+    m[i] = sinks ? sinks[head] : -infinity();
+    l[i] = sinks ? 1.0f : 0.0f;
+  }
 
   for (int tile = 0; tile * p.tile < keys; ++tile) {
     const int tile_end = min((tile + 1) * p.tile, keys);

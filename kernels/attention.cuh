@@ -2,7 +2,7 @@
 //
 // q, out [token, head, dim]; k, v [key, kv_head, dim], of which the first *kv_len (or, where that is null,
 // all max_keys) are in use and the queries are the last; scores, probs [head, query, max_keys];
-// m, l [head, query]; m_tiles, l_tiles [tile, head, query].  Results not asked for are null.  All but `out`
+// m, l [head, query]; sinks [head], scores of a key without a value; m_tiles, l_tiles [tile, head, query].  Results not asked for are null.  All but `out`
 // are float whatever T is.
 #pragma once
 #include "common.cuh"

@@ -39,6 +39,7 @@ def cpu(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
+    sinks: np.ndarray | None = None,
     *,
     scale: float,
     causal: bool = True,
@@ -54,6 +55,8 @@ def cpu(
     Returns `out` [token, head, dim] and, of those named in `want`: `scores` [head, query, key] as softmax
     sees them (scaled, capped, -inf where masked), `probs` of the same shape, `m` and `l` [head, query], and
     `m_tiles`, `l_tiles` [tile, head, query], the running state after each tile of keys.
+
+    `sinks` [head] are scores of a key without a value (arXiv:2309.17453): m and l begin with them.
     """
     tokens, heads, dim = q.shape
     keys, kv_heads = k.shape[:2]
@@ -68,8 +71,21 @@ def cpu(
         # [kv_head, group * query, dim]: one product serves all the query heads of a KV head
         block = (q[rows] * q.dtype.type(scale)).reshape(-1, kv_heads, group, dim).transpose(1, 2, 0, 3)
         scored = _score_tiles(block, k_heads, positions, causal, window, softcap, tile)
-        attend(scored, v_heads, {name: _rows(name, a, rows) for name, a in grouped.items()}, keys, tile)
+        start_of_rows = _empty_rows(q.dtype, kv_heads, group, len(positions), sinks)
+        views = {name: _rows(name, a, rows) for name, a in grouped.items()}
+        attend(scored, v_heads, views, keys, tile, *start_of_rows)
     return results
+
+
+def _empty_rows(
+    dtype: np.dtype, kv_heads: int, group: int, queries: int, sinks: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """m and l [kv_head, group, query, 1] of rows that have seen no key, but for a sink."""
+    m = np.full((kv_heads, group, queries, 1), -np.inf, dtype)
+    l = np.zeros_like(m)
+    if sinks is not None:
+        m[...], l[...] = sinks.reshape(kv_heads, group, 1, 1), 1
+    return m, l
 
 
 def _allocate(
@@ -138,11 +154,11 @@ def _online(
     results: dict[str, np.ndarray],
     keys: int,
     tile: int,
+    m: np.ndarray,
+    l: np.ndarray,
 ) -> None:
     out = results["out"]
     kv_heads, group, queries, _ = out.shape
-    m = np.full((kv_heads, group, queries, 1), -np.inf, out.dtype)
-    l = np.zeros_like(m)
     acc = np.zeros(out.shape, out.dtype)
     parts = []  # the keys and the running maximum that each part of `probs` was made with
     for index, (span, scores) in enumerate(scored):
@@ -177,6 +193,8 @@ def _two_pass(
     results: dict[str, np.ndarray],
     keys: int,
     tile: int,
+    first_m: np.ndarray,
+    first_l: np.ndarray,
 ) -> None:
     out = results["out"]
     kv_heads, group, queries, _ = out.shape
@@ -184,9 +202,9 @@ def _two_pass(
     for span, part in scored:
         if part is not None:
             scores[..., span] = part
-    m = scores.max(-1, keepdims=True)
+    m = np.maximum(scores.max(-1, keepdims=True), first_m)
     p = np.exp(scores - m)
-    l = p.sum(-1, keepdims=True)
+    l = p.sum(-1, keepdims=True) + first_l * np.exp(first_m - m)
     p /= l
     out[...] = (p.reshape(kv_heads, group * queries, keys) @ v_heads).reshape(out.shape)
     for name, array in (("scores", scores), ("probs", p)):
@@ -196,12 +214,13 @@ def _two_pass(
         # a two-pass softmax has no running state: what it would be is told from the scores
         if "m_tiles" in results or "l_tiles" in results:
             head = scores[..., :end]
-            m_tile = head.max(-1, keepdims=True)
+            m_tile = np.maximum(head.max(-1, keepdims=True), first_m)
             if "m_tiles" in results:
                 results["m_tiles"][index] = m_tile[..., 0]
             if "l_tiles" in results:
                 safe = np.where(np.isneginf(m_tile), 0, m_tile)  # a row whose window begins later
-                results["l_tiles"][index] = np.exp(head - safe).sum(-1)
+                sink = first_l * np.exp(first_m - safe)
+                results["l_tiles"][index] = np.exp(head - safe).sum(-1) + sink[..., 0]
     _finish(results, m, l)
 
 
@@ -215,6 +234,7 @@ def cuda(
     q: gpu.Array,
     k: gpu.Array,
     v: gpu.Array,
+    sinks: gpu.Array | None = None,
     *,
     scale: float,
     causal: bool = True,
@@ -226,7 +246,8 @@ def cuda(
     kv_len: gpu.Array | None = None,
     out: dict[str, gpu.Array] | None = None,
 ) -> dict[str, gpu.Array]:
-    """As `cpu` with online softmax, on the GPU; all but `out` is float32 at every storage type.
+    """As `cpu` with online softmax, on the GPU; sinks are float32, and so is at every storage type all
+    but `out`.
 
     With `kv_len`, int32 [1] on the GPU, k and v are caches [max_len, kv_head, dim] of which the first kv_len
     keys are in use: results are sized for max_len and only what kv_len reaches is written.  `out` is what
@@ -249,7 +270,7 @@ def cuda(
         PROBLEM,
     )
     results = (out[name] if name in want else None for name in EXTRAS)
-    args = (q, k, v, kv_len, out["out"], *results, problem)
+    args = (q, k, v, sinks, kv_len, out["out"], *results, problem)
     if tokens > 1:
         _prefill(q, args)
     else:

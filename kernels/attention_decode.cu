@@ -9,7 +9,7 @@
 template <class T>
 __global__ void __launch_bounds__(128, 4)
     attention_decode(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
-                     const int* __restrict__ kv_len, T* __restrict__ out, float* scores, float* probs,
+                     const float* __restrict__ sinks, const int* __restrict__ kv_len, T* __restrict__ out, float* scores, float* probs,
                      float* m_out, float* l_out, float* m_tiles, float* l_tiles, Problem p, int chunk,
                      float* partial, int* finished) {
   constexpr int KEYS = 32;  // keys in shared memory at a time
@@ -100,19 +100,21 @@ __global__ void __launch_bounds__(128, 4)
       ls[c] = __ldcg(all_l + c * p.heads + head);
     }
     __syncthreads();
-    float m = -infinity(), l = 0.0f;
+    const float sink = sinks ? sinks[head] : -infinity();
+    float m = sink, l = 0.0f;
     for (int c = lane; c < chunks; c += 32) m = fmaxf(m, ms[c]);
     m = warp_max(m);
     for (int c = lane; c < chunks; c += 32) l += ls[c] * weight(ms[c], m);
-    l = warp_sum(l);
+    l = warp_sum(l) + weight(sink, m);
     if (threadIdx.x == 0 && m_out) m_out[head] = m;
     if (threadIdx.x == 0 && l_out) l_out[head] = l;
     if (m_tiles || l_tiles) {
       for (int tile = threadIdx.x; tile * p.tile < keys; tile += blockDim.x) {
         const int until = min((tile + 1) * tile_chunks, chunks);
-        float running_m = -infinity(), running_l = 0.0f;
+        float running_m = sink, running_l = 0.0f;
         for (int c = 0; c < until; ++c) running_m = fmaxf(running_m, ms[c]);
         for (int c = 0; c < until; ++c) running_l += ls[c] * weight(ms[c], running_m);
+        running_l += weight(sink, running_m);
         if (m_tiles) m_tiles[tile * p.heads + head] = running_m;
         if (l_tiles) l_tiles[tile * p.heads + head] = running_l;
       }

@@ -1,5 +1,5 @@
 // Gated linear unit: activation(gate) * up, four elements a thread.
-#include "common.cuh"
+#include "gelu.cuh"
 
 struct Silu {
   // x * sigmoid(x), written with exp(-|x|) so that no input overflows
@@ -7,6 +7,10 @@ struct Silu {
     const float e = expf(-fabsf(x));
     return x * (x >= 0.0f ? 1.0f : e) / (1.0f + e);
   }
+};
+
+struct Gelu {
+  static __device__ float apply(float x) { return gelu(x); }
 };
 
 // gate, up, out [n]

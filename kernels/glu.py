@@ -1,11 +1,12 @@
 """Gated linear unit: activation(gate) * up (Shazeer 2020, arXiv:2002.05202).
 
-llama.cpp `ggml_swiglu_split`.
+llama.cpp `ggml_swiglu_split` and `ggml_geglu_split`, whose GELU is looked up in a table of 16-bit numbers.
 """
 
 import numpy as np
 
 from . import cuda as gpu
+from .gelu import cpu as gelu
 
 
 def silu(x: np.ndarray) -> np.ndarray:
@@ -16,8 +17,8 @@ def silu(x: np.ndarray) -> np.ndarray:
     return np.divide(x, e, out=e)
 
 
-ACTIVATIONS = {"silu": silu}
-FUNCTORS = {"silu": "Silu"}  # their names in glu.cu
+ACTIVATIONS = {"silu": silu, "gelu": gelu}
+FUNCTORS = {"silu": "Silu", "gelu": "Gelu"}  # their names in glu.cu
 EXPRESSIONS = {"glu.cu": [f"glu<{t}, {f}>" for t in gpu.STORAGE.values() for f in FUNCTORS.values()]}
 
 

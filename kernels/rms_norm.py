@@ -11,9 +11,13 @@ EXPRESSIONS = {"rms_norm.cu": [f"rms_norm<{t}, {n}>" for t in gpu.STORAGE.values
 
 
 def cpu(x: np.ndarray, gain: np.ndarray, *, eps: float) -> np.ndarray:
-    """x [..., dim], gain [dim] -> [..., dim].  `eps` sits inside the root, in units of x^2."""
-    mean_square = np.einsum("...d,...d->...", x, x)[..., None] / x.dtype.type(x.shape[-1])
-    return x / np.sqrt(mean_square + x.dtype.type(eps)) * gain
+    """x [..., dim], gain [dim] -> [..., dim].  `eps` sits inside the root, in units of x^2.
+
+    A gain as long as several of x's last axes norms these together (Q and K over all heads).
+    """
+    rows = x.reshape(-1, gain.size)
+    mean_square = np.einsum("nd,nd->n", rows, rows)[:, None] / x.dtype.type(gain.size)
+    return (rows / np.sqrt(mean_square + x.dtype.type(eps)) * gain).reshape(x.shape)
 
 
 def cuda(x: gpu.Array, gain: gpu.Array, *, eps: float, out: gpu.Array | None = None) -> gpu.Array:
@@ -45,7 +49,7 @@ def _launch(
     out: gpu.Array,
     eps: float,
 ) -> None:
-    dim = x.shape[-1]
+    dim = gain.size
     width = 4 if dim % 4 == 0 else 1
     threads = min(256, 32 * gpu.cdiv(dim, 32 * width))
     expression = f"rms_norm<{gpu.storage(x)}, {width}>"

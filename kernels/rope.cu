@@ -2,6 +2,13 @@
 // cache, where v is copied beside it: in decode one launch in place of four.
 #include "common.cuh"
 
+// The angle of pair i is position * base^(-2i/dims) / factor[i], of which a part that grows with i (`low`,
+// `steepness`) is multiplied by `scale`; cosine and sine are multiplied by `magnitude`.
+struct Scaling {
+  double base, scale, low, steepness, magnitude;
+  long long original;  // positions below it use the short factors
+};
+
 // Elements `first` and `second` of one head, rotated (or passed) into `out` and, where given, `cache`.
 template <class T>
 __device__ inline void rotate(const T* in, T* out, T* cache, int first, int second, bool rotated,
@@ -17,8 +24,8 @@ __device__ inline void rotate(const T* in, T* out, T* cache, int first, int seco
 }
 
 // q, q_out [token, heads, dim]; k, v, k_out [token, kv_heads, dim]; caches [max_len, kv_heads, dim], written
-// from row *kv_len - tokens on.  positions [token]; factors [dims / 2] or null.  With kv_heads = 0 only q is
-// read.
+// from row *kv_len - tokens on.  positions [token]; factors, long_factors [dims / 2] or null.  With
+// kv_heads = 0 only q is read.
 // Grid (token, groups of heads); block (dim / 2 pairs, heads at a time).
 //
 // Angles are in double: at position 100 000 a float angle is already wrong by 4e-3 rad.
@@ -26,18 +33,23 @@ template <class T, bool INTERLEAVED>
 __global__ void rope(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
                      T* __restrict__ q_out, T* __restrict__ k_out, T* __restrict__ k_cache,
                      T* __restrict__ v_cache, const int* __restrict__ positions,
-                     const int* __restrict__ kv_len, const float* __restrict__ factors, double base, int dims,
-                     int dim, int heads, int kv_heads) {
+                     const int* __restrict__ kv_len, const float* __restrict__ factors,
+                     const float* __restrict__ long_factors, Scaling scaling, int dims, int dim, int heads,
+                     int kv_heads) {
   const int token = blockIdx.x, pair = threadIdx.x, half = dims / 2;
   const bool rotated = pair < half;
   int first = 2 * pair, second = 2 * pair + 1;
   float cosine = 1.0f, sine = 0.0f;
   if (rotated) {
-    double frequency = pow(base, -2.0 * pair / dims);
-    if (factors) frequency /= (double)factors[pair];
+    const bool is_long = long_factors && positions[gridDim.x - 1] >= scaling.original;
+    const float* chosen = is_long ? long_factors : factors;
+    double frequency = pow(scaling.base, -2.0 * pair / dims);
+    if (chosen) frequency /= (double)chosen[pair];
+    const double part = fmin(fmax((pair - scaling.low) * scaling.steepness, 0.0), 1.0);
+    frequency *= 1.0 + (scaling.scale - 1.0) * part;
     double s, c;
     sincos(positions[token] * frequency, &s, &c);
-    cosine = (float)c, sine = (float)s;
+    cosine = (float)(c * scaling.magnitude), sine = (float)(s * scaling.magnitude);
     if (!INTERLEAVED) first = pair, second = pair + half;
   }
 

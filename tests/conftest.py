@@ -32,6 +32,15 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Another real model, gemma3-270m in mixed types (Q4_K_M), from the user's cache or fetched into it."""
+    try:
+        return resolve("gemma3-270m")
+    except ModelError as error:
+        pytest.fail(f"this test needs the model gemma3-270m (try `trace pull gemma3-270m`): {error}")
+
+
+@pytest.fixture(scope="session")
 def smollm2_model(smollm2: Path) -> Model:
     return Model(smollm2)
 

@@ -72,7 +72,7 @@ def make(source: Path) -> None:
         engines = {
             "torch.h5": torch.Engine(graph, model),
             "llama_cpp_f32.h5": llama_cpp.Engine(graph, exact),
-            "llama_cpp.h5": llama_cpp.Engine(graph, model, kv="float16"),
+            "llama_cpp.h5": llama_cpp.Engine(graph, model, kv="f16"),
         }
         for name, engine in engines.items():
             path = FOLDER / name

@@ -1,6 +1,6 @@
 """Small GGUF models with random weights: llama's layout, and those that differ from it by a few tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from gguf.quants import quantize
 from numpy.typing import NDArray
+
+Weights = dict[str, NDArray[np.float32]]
 
 PAIRS = """
     Ġ+t h+e i+n Ġt+he a+n e+r o+n r+e Ġ+a Ġ+s Ġ+w Ġ+c Ġ+o Ġ+f Ġ+b Ġ+m Ġ+p o+r e+n a+t e+s e+d i+s i+t o+u
@@ -55,13 +57,15 @@ def write_gguf(
     qtype: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     tensors: Mapping[str, NDArray[np.float32]] | None = None,
+    change: Callable[[Weights], Weights] = lambda weights: weights,
 ) -> Path:
     """Writes a model that engines can run and returns its path.
 
     `embd` is the model's width (default heads * head_dim); `qtype` (such as "Q8_0", "F16") is for the
     matrices, whose rows must be whole blocks, while norms and biases stay F32 as in released files; `bias`
     is for Q, K and V; `tied` leaves `output.weight` out. `metadata` and `tensors` are added last and may
-    replace what is here (keys of the architecture without its prefix: "attention.scale").
+    replace what is here (keys of the architecture without its prefix: "attention.scale"); `change` has the
+    last word on the weights.
     """
     width = embd or heads * head_dim
     tokens = vocabulary()
@@ -95,6 +99,7 @@ def write_gguf(
     for name, size in vectors.items():
         weights[name] = rng.normal(0.0 if name.endswith("bias") else 1.0, 0.2, size)
     weights = {name: values.astype(np.float32) for name, values in {**weights, **(tensors or {})}.items()}
+    weights = change(weights)
 
     keys = {
         "vocab_size": len(tokens),
@@ -111,13 +116,14 @@ def write_gguf(
         "rope.freq_base": rope_base,
     }
     writer = GGUFWriter(path, arch)
-    writer.add_name(f"random {arch}")
+    # llama.cpp expects certain tokens of a model with phi3 in its name
+    writer.add_name(f"random {arch}".replace("phi3", "phi"))
     for key, value in {**keys, **(metadata or {})}.items():
         _add(writer, f"{arch}.{key}", value)
     if tokenizer:
         _add_tokenizer(writer, tokens)
     for name, values in weights.items():
-        _add_tensor(writer, name, values, qtype if values.ndim > 1 else None)
+        _add_tensor(writer, name, np.ascontiguousarray(values), qtype if values.ndim > 1 else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

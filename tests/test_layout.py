@@ -125,6 +125,7 @@ def test_the_wheel_holds_what_the_tree_holds(tmp_path: Path) -> None:
     copy.mkdir()
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "examples" / "engine", copy / "examples" / "engine")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(copy)]
@@ -133,7 +134,8 @@ def test_the_wheel_holds_what_the_tree_holds(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("tensortrace-*.whl")
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     tree = {path.relative_to(copy).as_posix() for folder in FOLDERS for path in (copy / folder).rglob("*")}
-    assert inside == {f"tensortrace/{name}" for name in tree if (copy / name).is_file()}
+    header = "tensortrace/include/tensortrace.h"
+    assert inside == {header, *(f"tensortrace/{name}" for name in tree if (copy / name).is_file())}
 
 
 @pytest.mark.slow

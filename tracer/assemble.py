@@ -48,7 +48,9 @@ def assemble(dump: Dump, path: Path | str) -> Assembled:
     path, notes = Path(path), list(dump.notes)
     schema = settle(dump, notes)
     if not schema.specs:
-        raise UserError("nothing to import: no tensor was found" + (f" ({dump.end})" if dump.end else ""))
+        why = (notes or [dump.end or "no tensor was found"])[0]
+        advice = "; --map tells which of ours your names are" if notes else ""
+        raise UserError(f"nothing to import: {why}{advice}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.import")
     try:
         written = _write(temporary, dump, schema)

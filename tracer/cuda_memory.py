@@ -41,7 +41,7 @@ def estimate(
 def _nbytes(graph: Graph, tokens: int, keys: int, dtype: str) -> Sizes:
     itemsize = numpy_dtype(dtype).itemsize
     return {
-        key: prod(shape) * (4 if key.name in EXTRAS else itemsize)
+        key: prod(shape) * (4 if key.name in (*EXTRAS, "expert_ids") else itemsize)
         for key, shape in shapes(graph, tokens, keys).items()
     }
 

@@ -11,7 +11,7 @@ from .cuda_weights import GpuWeights
 from .device import CudaDevice
 from .format import Step, numpy_dtype
 from .graph import POSITIONS, TOKENS, Graph, Op
-from .names import Key
+from .names import NAMES, Key
 from .packed import Places, lay_out
 from .plan import shapes
 
@@ -70,7 +70,8 @@ class CudaRunner:
         sizes = shapes(self.graph, step.n_tokens, step.kv_len)
         largest = 0
         for index, group in enumerate(self._groups):
-            size = max(prod(sizes[key]) for op in group for key in op.outputs)
+            made_keys = {key for op in group for key in op.outputs if key == op.out or key in self.wanted}
+            size = max(prod(sizes[key]) for key in made_keys)
             if size > largest:  # it fits into nothing that was freed so far
                 largest = size
                 self.device.trim()
@@ -131,6 +132,7 @@ class CudaRunner:
         q, k, v = live[rotate_q.inputs[0]], live[rotate_k.inputs[0]], live[attend.inputs[2]]
         cache = (self._cache(rotate_k.out, k), self._cache(attend.inputs[2], v))
         factors = [self.weights.weight(name) for name in rotate_q.weights]
+        sinks = [self.weights.weight(name) for name in attend.weights]
         q_place, k_place = out(rotate_q.out), out(rotate_k.out)
         q_rope, k_rope = rope.cuda_cached(
             q,
@@ -148,9 +150,9 @@ class CudaRunner:
         if keys is None:
             arrays = {name: out(Key(attend.out.layer, name)) for name in want}
             arrays |= {"out": out(attend.out), "workspace": self._workspace(attend, q, cache[0])}
-            result = attention.cuda(q_rope, *cache, **params, kv_len=kv_len, out=arrays)
+            result = attention.cuda(q_rope, *cache, *sinks, **params, kv_len=kv_len, out=arrays)
         else:
-            result = attention.cuda(q_rope, cache[0][:keys], cache[1][:keys], **params)
+            result = attention.cuda(q_rope, cache[0][:keys], cache[1][:keys], *sinks, **params)
         return {rotate_q.out: q_rope, rotate_k.out: k_rope, **_named(attend, result)}
 
     def _single(self, op: Op, live: dict[Key, Array], keys: int | None, out: Allocate) -> dict[Key, Array]:
@@ -200,7 +202,7 @@ class _Decode:
         self.runner, device = runner, runner.device
         sizes = shapes(runner.graph, 1, runner.max_tokens)
         wanted = {key: sizes[key] for op in runner.graph.ops for key in op.outputs if key in runner.wanted}
-        dtypes = {key: np.dtype(np.float32) if key.name in FLOAT32 else runner.dtype for key in sizes}
+        dtypes = {key: np.dtype(_own_dtype(key) or runner.dtype) for key in sizes}
         self.places: Places
         self.places, size = lay_out({key: (shape, dtypes[key]) for key, shape in wanted.items()})
         self._block = device.full(size, 0xFF)
@@ -248,6 +250,11 @@ class _Decode:
         live = {TOKENS: inputs[0:1], POSITIONS: inputs[1:2]}
         for group in runner._groups:
             live |= runner._compute(group, live, None, inputs[2:3], self._buffers.get)
+
+
+def _own_dtype(key: Key) -> str:
+    """The dtype of a tensor that has the same at every compute dtype."""
+    return "float32" if key.name in FLOAT32 else NAMES[key.name].dtype if key.name in NAMES else ""
 
 
 def group_ops(ops: list[Op]) -> list[tuple[Op, ...]]:

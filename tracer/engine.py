@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
@@ -26,8 +27,8 @@ def names() -> list[str]:
     ]
 
 
-def load(name: str, graph: Graph | None, model: Model, *, dtype: str, **options: Any) -> Engine:
-    """The engine `name` ready to run `model` in `dtype`; `options` are the engine's own.
+def load(name: str, graph: Graph | None, model: Model | Path, *, dtype: str, **options: Any) -> Engine:
+    """The engine `name` ready to run `model` (torch: also a folder) in `dtype`; `options` are its own.
 
     `graph` is what `graph_of` gives, or that with a fault put in.
     """
@@ -79,7 +80,7 @@ def declare(
         key,
         axes,
         dict(zip(fixed, sizes, strict=True)),
-        "int32" if key.name == "expert_ids" else dtype,
+        NAMES[key.name].dtype or dtype,
         "" if op is None else op.kind,
         inputs,
         source,

@@ -12,6 +12,7 @@ from .errors import UserError
 from .importer import Options, import_dump
 
 VARIABLE = "TENSORTRACE_OUT"
+HEADER = "tensortrace.h"
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,17 @@ class Executed:
 
     @property
     def exit_code(self) -> int:
-        """0 where the program went through and the trace is whole, else 2: trouble."""
-        return 0 if self.returncode == 0 and not self.trace.end else 2
+        """The program's, as a shell tells it; 2 where it went through and the trace is not whole."""
+        if self.returncode < 0:
+            return 128 - self.returncode
+        return self.returncode or (2 if self.trace.end else 0)
+
+
+def header_folder() -> Path:
+    """Where `tensortrace.h` lies, for a compiler's -I: in the installed package, or in the source tree."""
+    package = Path(__file__).resolve().parents[1]
+    places = (package / "include", package / "examples" / "engine")
+    return next((place for place in places if (place / HEADER).is_file()), places[0])
 
 
 def execute(arguments: Sequence[str], output: Path | str, options: Options | None = None) -> Executed:

@@ -130,6 +130,8 @@ class TensorSpec:
         fixed = [axis for axis in self.axes if axis not in (*ROW_AXES, "key")]
         if not self.axes or not all(_is_count(self.sizes.get(axis)) and self.sizes[axis] for axis in fixed):
             raise ValueError(f"the catalog gives {self.key} the axes {self.axes} and sizes {self.sizes}")
+        if self.joined and {"query", "key", "tile"} & set(self.axes):
+            raise ValueError(f"the catalog gives {self.key} the axes {self.axes}: steps cannot be joined so")
         numpy_dtype(self.dtype)
 
 

@@ -17,7 +17,9 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType as Kind
 
 from .errors import UserError
+from .gguf import Model
 from .names import Key
+from .translate import BY_WEIGHT
 
 _DTYPES: dict[int, Any] = {Kind.F32: np.float32, Kind.F16: np.float16, Kind.BF16: ml_dtypes.bfloat16}
 _DTYPES |= {Kind.I8: np.int8, Kind.I16: np.int16, Kind.I32: np.int32, Kind.I64: np.int64}
@@ -206,23 +208,8 @@ class Capture:
 
 
 # the weight that a node reads -> what it computes; a bias is added later, so that its node wins
-_BY_WEIGHT = {
-    "attn_norm": "attn_norm",
-    "attn_q": "q",
-    "attn_k": "k",
-    "attn_v": "v",
-    "attn_q_norm": "q_norm",
-    "attn_k_norm": "k_norm",
-    "attn_output": "attn_out",
-    "post_attention_norm": "attn_post_norm",
-    "ffn_norm": "ffn_norm",
-    "ffn_gate_inp": "router",
-    "ffn_gate": "gate",
-    "ffn_up": "up",
-    "ffn_down": "ffn_out",
-    "post_ffw_norm": "ffn_post_norm",
-    "output_norm": "final_norm",
-}
+# the embedding and the logits are told by their own names, as one matrix may serve for both
+_BY_WEIGHT = {weight: name for weight, name in BY_WEIGHT.items() if name not in ("embd", "logits")}
 # llama.cpp's name, and its op where the name has several -> ours; the last one in the graph wins
 _BY_NAME = {
     "embd": "embd",
@@ -323,6 +310,13 @@ def activation(weight: Kind) -> str:
     if weight in (Kind.Q4_1, Kind.Q5_1):
         return "Q8_1"
     return "Q8_0" if weight in (Kind.Q4_0, Kind.Q5_0, Kind.Q8_0, Kind.IQ4_NL, Kind.MXFP4) else "Q8_K"
+
+
+def activations(model: Model) -> str:
+    """What products of a model round activations to: q8 (8 bits, a scale for each block) or a float type."""
+    kinds = {Kind[model.tensor_type(name)] for name in model.names if len(model.shape(name)) > 1}
+    rounded = {activation(kind) for kind in kinds} - {"F32"}
+    return "q8" if any(kind.startswith("Q8") for kind in rounded) else min(rounded, default="f32").lower()
 
 
 def _attention(probs: Capture) -> Iterator[Capture]:

@@ -7,6 +7,7 @@ sizes and dequantisation are the `gguf` package's. Layout: the GGUF specificatio
 
 import math
 import mmap
+import re
 import struct
 import threading
 from collections import OrderedDict
@@ -25,6 +26,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from .errors import ModelError
 from .hub import digest
 
+_ROWS = re.compile(r"(.+)\[(\d+):(\d+)\]")  # a part of a tensor: the numbers of its first row and of the next
 _MAX_ITEMS = 1 << 22  # values in one metadata array: ten times the largest vocabulary in use
 _MAX_TEXT = 1 << 26  # bytes of one string: some files carry a whole tokenizer.json
 _CHUNK = 1 << 17  # elements dequantised at once: 512 KiB of float32 stays in a core's cache
@@ -199,7 +201,7 @@ class Model:
         return self.metadata.get(full, default)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._tensors
+        return str(name).partition("[")[0] in self._tensors
 
     def tensor_type(self, name: str) -> str:
         """The storage type as ggml names it, such as Q4_1."""
@@ -254,6 +256,15 @@ class Model:
         return values
 
     def _find(self, name: str) -> _Tensor:
+        """The tensor `name`, or with `name[10:20]` these rows of it: Q of a fused Q, K and V."""
+        if rows := _ROWS.fullmatch(name):
+            whole, (first, last) = self._find(rows[1]), map(int, rows.groups()[1:])
+            count = whole.shape[0]
+            if not first < last <= count or whole.size % count:
+                raise ModelError(f"{self.path}: {rows[1]} has rows 0 to {count - 1}; asked for {name}")
+            size = whole.size // count
+            shape = last - first, *whole.shape[1:]
+            return _Tensor(whole.kind, shape, whole.offset + first * size, (last - first) * size)
         if name not in self._tensors:
             near = "".join(f" (is {close} meant?)" for close in get_close_matches(name, self._tensors, n=1))
             raise ModelError(f"{self.path} has no tensor {name}{near}")

@@ -95,12 +95,19 @@ class Graph:
         """Append `out = kind(*inputs, *w, **params)` and return out's key.
 
         Weight names are relative to the layer (`attn_q.weight` is `blk.3.attn_q.weight` there) unless they
-        start with `/`; one that ends in `?` is left out when the model has none.
+        start with `/`; one that ends in `?` is left out when the model has none.  So is a parameter that is
+        None.
         """
         names = tuple(name for name in map(self._weight_name, w) if name is not None)
+        given = {name: value for name, value in params.items() if value is not None}
         key = Key(self._layer, out)
-        self._append(Op(key, kind, inputs, names, params))
+        self._append(Op(key, kind, inputs, names, given))
         return key
+
+    @property
+    def head(self) -> str:
+        """The weight of the output head: the embedding's own where the file has no other."""
+        return "output.weight" if "output.weight" in self.model else "token_embd.weight"
 
     def _append(self, op: Op) -> None:
         self.ops.append(op)

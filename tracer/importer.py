@@ -21,6 +21,7 @@ from .selection import parse_ranges
 from .text import visible
 
 if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
     from .gguf import Model
 
 _HEAD = 1 << 16  # bytes of a file that a format is recognised by
@@ -37,6 +38,7 @@ class Options:
     steps: str = ""
     rank: int | None = None
     tokens: tuple[int, ...] = ()
+    prompt_tokens: int | None = None
     heads: Heads = field(default_factory=Heads)
     model: "Model | None" = None
     engine: str = ""
@@ -133,10 +135,14 @@ def _with_options(dump: Dump, source: Path, format_name: str, options: Options) 
         header = replace(header, **model_facts(options.model))
         heads = heads.or_else(model_heads(options.model))
     only = tuple(parse_ranges(options.steps, "--steps")) if options.steps else dump.only
-    return replace(dump, header=header, heads=heads, only=only, tokens=options.tokens or dump.tokens)
+    tokens, steps = options.tokens or dump.tokens, dict(dump.steps)
+    if options.prompt_tokens is not None:
+        first = min((*steps, *(piece.step for piece in dump.pieces)), default=0)
+        steps[first] = replace(dump.step(first), n_tokens=options.prompt_tokens, start=0)
+    return replace(dump, header=header, heads=heads, only=only, tokens=tokens, steps=steps)
 
 
-def model_facts(model: "Model") -> dict[str, Any]:
+def model_facts(model: "Model | Checkpoint") -> dict[str, Any]:
     """What a trace's header says of a model."""
     scalars = {k: v for k, v in model.metadata.items() if isinstance(v, (str, int, float, bool))}
     return {

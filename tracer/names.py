@@ -21,17 +21,20 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Name:
-    """One entry of the vocabulary: axes slowest first."""
+    """One entry of the vocabulary: axes slowest first; `dtype` where it is not the run's."""
 
     name: str
     axes: tuple[str, ...]
     doc: str
+    dtype: str = ""
 
 
 NAMES = {
     entry.name: entry
     for entry in (
-        Name("embd", ("token", "dim"), "token embedding"),
+        Name("tok_embd", ("token", "dim"), "token embedding, where positions are added to it"),
+        Name("pos_embd", ("token", "dim"), "learned embedding of the position"),
+        Name("embd", ("token", "dim"), "token embedding as the first layer sees it"),
         Name("attn_norm", ("token", "dim"), "norm before attention"),
         Name("q", ("token", "head", "dim"), "query projection, bias added"),
         Name("k", ("token", "head", "dim"), "key projection, bias added"),
@@ -52,22 +55,30 @@ NAMES = {
         Name("resid_mid", ("token", "dim"), "residual stream after attention"),
         Name("ffn_norm", ("token", "dim"), "norm before the feed-forward block"),
         Name("router", ("token", "expert"), "mixture-of-experts router logits"),
-        Name("expert_ids", ("token", "slot"), "experts chosen for each token"),
+        Name("expert_ids", ("token", "slot"), "experts chosen for each token, best first", "int32"),
         Name("expert_weights", ("token", "slot"), "weights of the chosen experts"),
+        Name("expert_gate", ("token", "slot", "ffn"), "gate projection of each chosen expert"),
+        Name("expert_up", ("token", "slot", "ffn"), "up projection of each chosen expert"),
+        Name("expert_act", ("token", "slot", "ffn"), "activation(gate) * up of each chosen expert"),
+        Name("expert_out", ("token", "slot", "dim"), "down projection of each chosen expert"),
+        Name("moe_out", ("token", "dim"), "weighted sum of the chosen experts, where more is added to it"),
         Name("gate", ("token", "ffn"), "feed-forward gate projection"),
         Name("up", ("token", "ffn"), "feed-forward up projection"),
         Name("act", ("token", "ffn"), "activation(gate) * up"),
+        Name("shared_out", ("token", "dim"), "down projection of the expert that all tokens share"),
         Name("ffn_out", ("token", "dim"), "feed-forward down projection"),
         Name("ffn_post_norm", ("token", "dim"), "norm after the feed-forward block"),
         Name("resid_out", ("token", "dim"), "residual stream after the layer"),
         Name("final_norm", ("token", "dim"), "norm after the last layer"),
+        Name("raw_logits", ("token", "vocab"), "product of the output head, before its scale or cap"),
         Name("logits", ("token", "vocab"), "one score for each entry of the vocabulary"),
     )
 }
 
 ATTENTION_EXTRAS = ("scores", "m_tiles", "l_tiles", "m", "l", "probs")
 
-_BEFORE_LAYERS, _AFTER_LAYERS = ("embd",), ("final_norm", "logits")
+_BEFORE_LAYERS, _AFTER_LAYERS = ("tok_embd", "pos_embd", "embd"), ("final_norm", "raw_logits", "logits")
+GLOBAL = (*_BEFORE_LAYERS, *_AFTER_LAYERS)  # the names that belong to no layer
 _ORDER = {name: index for index, name in enumerate(NAMES)}
 
 

@@ -49,11 +49,23 @@ def tensor_specs(graph: Graph, keys: Iterable[Key], dtype: str) -> list[TensorSp
                     sizes["tile"] = op.params.get("tile", op.kernel.TILE)
                 conventions = {name: op.params[name] for name in CONVENTIONS if name in op.params}
                 inputs = tuple(name for name in op.inputs if name not in (TOKENS, POSITIONS))
-                specs.append(TensorSpec(key, axes, sizes, dtype, op.kind, inputs, "", conventions))
+                kept = NAMES[key.name].dtype or dtype
+                specs.append(TensorSpec(key, axes, sizes, kept, op.kind, inputs, "", conventions))
     return specs
 
 
-CONVENTIONS = ("pairing", "scale", "softcap", "window", "causal", "softmax", "eps", "base", "dims")
+CONVENTIONS = [
+    "pairing",
+    "scale",
+    "softcap",
+    "window",
+    "causal",
+    "softmax",
+    "eps",
+    "base",
+    "dims",
+    "magnitude",
+]
 
 
 def trace_bytes(specs: Iterable[TensorSpec], steps: Iterable[Step], itemsize: int) -> int:

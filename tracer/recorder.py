@@ -21,11 +21,9 @@ from .assemble import Assembled, assemble
 from .axes import Heads, arrange
 from .errors import UserError
 from .importers.ttr import dump_of
-from .names import NAMES, Key
+from .names import GLOBAL, NAMES, Key
 from .stream import StreamWriter, read_stream
 from .translate import own_key
-
-GLOBAL = ("embd", "final_norm", "logits")  # the names of the vocabulary that belong to no layer
 
 
 class Recorder:

@@ -36,6 +36,19 @@ class Placed:
             return False
         return rows == 1 or self.piece.conventions.get("rows") == "last"
 
+    def stored_positions(self, flat: Sequence[int]) -> list[int]:
+        """Flat positions in the source's array as those in what the trace stores of the step."""
+        made, tokens = self.arrangement, self.step.n_tokens
+        sizes = {"token": tokens, "query": tokens, "key": self.step.kv_len}
+        shape = tuple(sizes.get(axis, size) for axis, size in zip(made.axes, made.shape))
+        places = np.unravel_index(np.asarray(flat, int), made.split)
+        at = np.array([places[axis] for axis in made.order])
+        if self.is_last_rows:
+            at[0] += shape[0] - made.shape[0]
+        kept = (at < np.array(shape)[:, None]).all(0)  # not in the padding of the key axis
+        found: list[int] = np.ravel_multi_index(tuple(at[:, kept]), shape).tolist()
+        return found
+
 
 @dataclass(frozen=True)
 class Schema:
@@ -154,7 +167,12 @@ def _left_out(found: Iterable[tuple[Piece, Arrangement]], notes: list[str]) -> s
             why[piece.key] = "it has no elements"
         elif len(forms[piece.key]) > 1 and piece.key.name not in NAMES:
             why[piece.key] = "its shape changes from step to step"
-    notes += [f"left out {key}: {why[key]}" for key in sorted(why, key=execution_order)]
+    layers: dict[tuple[str, str], list[Key]] = defaultdict(list)
+    for key in sorted(why, key=execution_order):
+        layers[key.name, why[key]].append(key)
+    for (name, reason), keys in layers.items():
+        which = str(keys[0]) if len(keys) == 1 else f"{name} of {len(keys)} layers"
+        notes.append(f"left out {which}: {reason}")
     return set(why)
 
 
@@ -224,7 +242,8 @@ def _printed(items: Iterable[Placed]) -> dict[str, dict[str, Any]]:
     for item in items:
         for name, value in item.piece.printed.items():
             if len(per_step[name]) < _MAX_PRINTED_STEPS:
-                per_step[name][str(item.step.index)] = value
+                told = item.stored_positions(value) if name == "nan" else value
+                per_step[name][str(item.step.index)] = told
     return dict(per_step)
 
 

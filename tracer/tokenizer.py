@@ -7,33 +7,16 @@ file. `decode` alone differs: it undoes `encode` and never tidies the spaces aro
 
 import codecs
 import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from enum import IntEnum
-from heapq import heappop, heappush
 from typing import Any
 
-import tokenizers
 from jinja2 import TemplateError, ext, nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import models, pre_tokenizers
 
 from .errors import ModelError
-from .pretokenizers import rule
-
-
-class TokenType(IntEnum):
-    """The values of `tokenizer.ggml.token_type`."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
+from .text_models import CONVERT, MODELS, TokenType, id_given, per_token
 
 # Files often leave types and ids out, so llama.cpp also goes by a token's text. Tokens with these texts are
 # control tokens whatever their type says. All of _STOPS and the last three of _FILL_IN end a generation.
@@ -55,195 +38,8 @@ _FILL_IN = {
 }
 _SPECIAL = {TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED}  # found in text before all else
 _ALWAYS_SHOWN = ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"]  # gpt-oss
-_CONVERT = "convert the model to GGUF again"
 
-# Byte-level vocabularies spell printable bytes as themselves and number the others from U+0100 on.
-_PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-_UNPRINTABLE = sorted({*range(256)} - _PRINTABLE)
-_BYTE_OF = {chr(b): b for b in _PRINTABLE} | {chr(256 + n): b for n, b in enumerate(_UNPRINTABLE)}
 _BYTE_TOKENS = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
-
-
-def _per_token(metadata: Mapping[str, Any], name: str, count: int) -> Sequence[Any]:
-    """The list `tokenizer.ggml.NAME`, which has to hold one value for each of the `count` tokens."""
-    values = metadata.get(f"tokenizer.ggml.{name}", ())
-    if len(values) != count:
-        raise ModelError(f"tokenizer.ggml.{name} has {len(values)} values for {count} tokens: {_CONVERT}")
-    return values
-
-
-def _id_given(metadata: Mapping[str, Any], name: str, count: int, default: int | None = None) -> int | None:
-    """The id that the file gives a role; the default where it gives none, or none of the `count` tokens."""
-    token_id = metadata.get(f"tokenizer.ggml.{name}_token_id")
-    valid = [choice for choice in (token_id, default) if choice is not None and 0 <= choice < count]
-    return valid[0] if valid else None
-
-
-class _TextModel:
-    """Text without special tokens to ids, and an ordinary token to its bytes."""
-
-    bos_id: int | None = None  # these four where the file does not say
-    eos_id: int | None = None
-    add_bos = False
-    add_eos = False
-    adds_space = False  # in front of each stretch of text
-
-    def __init__(self, vocab: dict[str, int], types: list[int], metadata: Mapping[str, Any]) -> None:
-        """`vocab` in the order of the ids, as `types`."""
-
-    def encode(self, text: str) -> list[int]:
-        raise NotImplementedError
-
-    def spell(self, token: str) -> bytes:
-        return token.replace("▁", " ").encode()
-
-
-class _ByteLevelBpe(_TextModel):
-    """gpt2: words, as bytes spelled with printable characters, merge in the order of the file's list."""
-
-    def __init__(self, vocab: dict[str, int], types: list[int], metadata: Mapping[str, Any]) -> None:
-        pre = rule(metadata.get("tokenizer.ggml.pre", "default"))
-        self.add_bos = pre.add_bos
-        if "tokenizer.ggml.merges" not in metadata:
-            raise ModelError(f"the vocabulary has no merges (tokenizer.ggml.merges): {_CONVERT}")
-        try:
-            merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-            bpe = models.BPE(vocab, merges, ignore_merges=pre.ignore_merges)
-        except Exception as error:  # tokenizers raises nothing more specific
-            raise ModelError(f"tokenizer.ggml.merges holds what are not two tokens: {_CONVERT}") from error
-        self._tokenizer = tokenizers.Tokenizer(bpe)
-        # A byte without a token is lost. Cutting there keeps its neighbours from merging with each other.
-        lost = "".join(rf"\x{{{ord(char):x}}}" for char in _BYTE_OF if char not in vocab)
-        cuts = [pre_tokenizers.Split(tokenizers.Regex(f"[{lost}]"), "removed")] if lost else []
-        self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre.pre_tokenizer(), *cuts])
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def spell(self, token: str) -> bytes:
-        known = all(char in _BYTE_OF for char in token)
-        return bytes(_BYTE_OF[char] for char in token) if known else token.encode()
-
-
-class _SentencePieceBpe(_TextModel):
-    """llama: neighbours whose joint text is a token merge, best score first, on a tie the leftmost.
-
-    Done here and not by `tokenizers`, whose merges rank pairs: turning scores into ranks takes seconds for a
-    vocabulary of 256k tokens, and two ways to make the same token would no longer tie.
-    """
-
-    bos_id, eos_id, add_bos = 1, 2, True
-
-    def __init__(self, vocab: dict[str, int], types: list[int], metadata: Mapping[str, Any]) -> None:
-        self.adds_space = metadata.get("tokenizer.ggml.add_space_prefix", True)
-        self._vocab = vocab
-        self._scores = dict(zip(vocab, _per_token(metadata, "scores", len(vocab)), strict=True))
-        self._unknown = _id_given(metadata, "unknown", len(vocab)) or 0
-
-    def encode(self, text: str) -> list[int]:
-        text = (" " * self.adds_space + text).replace(" ", "▁")
-        symbols = list(text)  # each where its text begins; "" where the text has joined a symbol to the left
-        previous = list(range(-1, len(text) - 1))
-        queue: list[tuple[float, int, str]] = []
-
-        def offer(left: int) -> None:
-            right = left + len(symbols[left])
-            if right < len(symbols) and (joint := symbols[left] + symbols[right]) in self._scores:
-                heappush(queue, (-self._scores[joint], left, joint))
-
-        for left in range(len(symbols)):
-            offer(left)
-        while queue:
-            _, left, joint = heappop(queue)
-            right, end = left + len(symbols[left]), left + len(joint)
-            if not left < right < end or symbols[left] + symbols[right] != joint:
-                continue  # one of the two has merged elsewhere since
-            symbols[left], symbols[right] = joint, ""
-            if end < len(symbols):
-                previous[end] = left
-            if left:
-                offer(previous[left])
-            offer(left)
-        return [token_id for symbol in symbols if symbol for token_id in self._ids(symbol)]
-
-    def _ids(self, symbol: str) -> list[int]:
-        if symbol in self._vocab:
-            return [self._vocab[symbol]]
-        return [self._vocab.get(f"<0x{byte:02X}>", self._unknown) for byte in symbol.encode()]
-
-
-class _Charsmap:
-    """SentencePiece's Unicode normalisation: at each place the longest known prefix is replaced.
-
-    A blob of a length, a double-array trie of prefixes, and the replacements, each ended by a zero byte. Read
-    here because the normaliser of `tokenizers` goes by whole graphemes, which loses combining marks.
-    """
-
-    def __init__(self, blob: bytes) -> None:
-        size = int.from_bytes(blob[:4], "little")
-        if size % 4 or not 4 <= size < len(blob) - 4:
-            raise ModelError(f"tokenizer.ggml.precompiled_charsmap is damaged: {_CONVERT}")
-        self._trie = struct.unpack_from(f"<{size // 4}I", blob, 4)
-        self._replacements = blob[4 + size :]
-
-    def normalize(self, text: str) -> str:
-        normal, at = [], 0
-        try:
-            while at < len(text):
-                replacement, at = self._step(text, at)
-                normal.append(replacement)
-        except (IndexError, ValueError) as error:
-            raise ModelError(f"tokenizer.ggml.precompiled_charsmap is damaged: {_CONVERT}") from error
-        return "".join(normal)
-
-    def _step(self, text: str, start: int) -> tuple[str, int]:
-        """What replaces the longest known prefix of `text[start:]`, or its first character; where it ends."""
-        found = text[start], start + 1
-        node = self._children(0)
-        for end in range(start, len(text)):
-            for byte in text[end].encode():
-                node ^= byte
-                if not byte or node >= len(self._trie) or self._trie[node] & 0x8000_00FF != byte:
-                    return found
-                complete, node = self._trie[node] & 0x100, self._children(node)
-            if complete:
-                at = self._trie[node] & 0x7FFF_FFFF
-                found = self._replacements[at : self._replacements.index(0, at)].decode(), end + 1
-        return found
-
-    def _children(self, node: int) -> int:
-        """Where the children of `node` are, before the exclusive or with their byte."""
-        unit = self._trie[node]
-        return node ^ (unit >> 10) << ((unit & 0x200) >> 6)
-
-
-class _Unigram(_TextModel):
-    """t5: the segmentation with the best sum of scores, after the vocabulary's own Unicode normalisation."""
-
-    eos_id, add_eos = 1, True
-
-    def __init__(self, vocab: dict[str, int], types: list[int], metadata: Mapping[str, Any]) -> None:
-        self._merge_spaces = metadata.get("tokenizer.ggml.remove_extra_whitespaces", False)
-        self.adds_space = self._merge_spaces or metadata.get("tokenizer.ggml.add_space_prefix", False)
-        charsmap = bytes(byte & 0xFF for byte in metadata.get("tokenizer.ggml.precompiled_charsmap", ()))
-        self._charsmap = _Charsmap(charsmap) if charsmap else None
-        # Only ordinary tokens come out of text; the others are left empty, which matches nothing.
-        scored = zip(vocab, _per_token(metadata, "scores", len(vocab)), types, strict=True)
-        pieces = [(token, score) if kind == TokenType.NORMAL else ("", 0.0) for token, score, kind in scored]
-        unknown = _id_given(metadata, "unknown", len(vocab), 2)
-        self._tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unknown, byte_fallback=False))
-
-    def encode(self, text: str) -> list[int]:
-        if self._charsmap:
-            text = self._charsmap.normalize(text)
-        if self._merge_spaces:
-            text = "".join(" " + word for word in text.split(" ") if word)
-        elif self.adds_space and text.strip(" "):
-            text = " " + text
-        return self._tokenizer.encode(text.replace(" ", "▁"), add_special_tokens=False).ids
-
-
-_MODELS: dict[str, type[_TextModel]] = {"gpt2": _ByteLevelBpe, "llama": _SentencePieceBpe, "t5": _Unigram}
 
 
 class Tokenizer:
@@ -256,24 +52,24 @@ class Tokenizer:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         kind = metadata.get("tokenizer.ggml.model")
-        if kind not in _MODELS:
-            raise ModelError(f"tokenizer.ggml.model {kind!r} is not supported; known: {', '.join(_MODELS)}")
-        model = _MODELS[kind]
+        if kind not in MODELS:
+            raise ModelError(f"tokenizer.ggml.model {kind!r} is not supported; known: {', '.join(MODELS)}")
+        model = MODELS[kind]
         listed = metadata.get("tokenizer.ggml.tokens", ())
         if not listed or not all(isinstance(token, str) for token in listed):
-            raise ModelError(f"the model has no vocabulary (tokenizer.ggml.tokens): {_CONVERT}")
+            raise ModelError(f"the model has no vocabulary (tokenizer.ggml.tokens): {CONVERT}")
         # Empty tokens get a name, as in llama.cpp, so that they stay apart.
         self._tokens = [token or f"[EMPTY_{token_id}]" for token_id, token in enumerate(listed)]
         self._id_of = {token: token_id for token_id, token in enumerate(self._tokens)}
         self.vocab_size = len(self._tokens)
         if len(self._id_of) < self.vocab_size:
-            raise ModelError(f"the vocabulary (tokenizer.ggml.tokens) holds a token twice: {_CONVERT}")
+            raise ModelError(f"the vocabulary (tokenizer.ggml.tokens) holds a token twice: {CONVERT}")
         self._types: list[int] = [TokenType.NORMAL] * self.vocab_size
         if "tokenizer.ggml.token_type" in metadata:
-            self._types = list(_per_token(metadata, "token_type", self.vocab_size))
+            self._types = list(per_token(metadata, "token_type", self.vocab_size))
 
-        self.bos_id = _id_given(metadata, "bos", self.vocab_size, model.bos_id)
-        self.eos_id = _id_given(metadata, "eos", self.vocab_size, model.eos_id)
+        self.bos_id = id_given(metadata, "bos", self.vocab_size, model.bos_id)
+        self.eos_id = id_given(metadata, "eos", self.vocab_size, model.eos_id)
         self.stop_ids = self._settle_types(metadata)
         self._model = model(self._id_of, self._types, metadata)
         self._first = self._added(metadata, "bos", self.bos_id, self._model.add_bos)
@@ -293,17 +89,17 @@ class Tokenizer:
         if token_id is not None:
             return [token_id] * metadata.get(key, default)
         if metadata.get(key):
-            raise ModelError(f"{key} is set, but tokenizer.ggml.{name}_token_id names no token: {_CONVERT}")
+            raise ModelError(f"{key} is set, but tokenizer.ggml.{name}_token_id names no token: {CONVERT}")
         return []
 
     def _settle_types(self, metadata: Mapping[str, Any]) -> frozenset[int]:
         """Correct the types of the tokens that are known by their text; the ids that end a generation."""
         ids = self._id_of
         control = {token: ids[token] for token in _STOPS.split() if token in ids}
-        given = {_id_given(metadata, name, self.vocab_size) for name in ("eot", "eom")}
+        given = {id_given(metadata, name, self.vocab_size) for name in ("eot", "eom")}
         stops = {self.eos_id, *given, *control.values()}
         for name, texts in _FILL_IN.items():
-            token_id = _id_given(metadata, name, self.vocab_size)
+            token_id = id_given(metadata, name, self.vocab_size)
             found = next((token for token in texts.split() if token in ids), None)
             if token_id is None and found:
                 token_id = control[found] = ids[found]

@@ -145,7 +145,9 @@ LENS: dict[str, tuple[str, Axes]] = {
 }
 _GLOBAL_LENS = {"hook_embed": "embd", "ln_final.hook_normalized": "final_norm", "unembed": "logits"}
 
-_TABLES = (MODULES, LENS, {name: entry for name, entry in LLAMA_CPP.items() if " " not in name})
+# `q_proj` alone, as people name their files
+_SHORT = {path.partition(".")[2]: entry for path, entry in MODULES.items() if path.endswith("_proj")}
+_TABLES = (MODULES, LENS, _SHORT, {name: entry for name, entry in LLAMA_CPP.items() if " " not in name})
 _GLOBALS = {**_GLOBAL_MODULES, **_GLOBAL_LENS}
 
 _BLOCK = re.compile(r"(?:.*[._])?(?:layers|blocks|blk|layer|h)[._](\d{1,5})(?:[._](.*))?")
@@ -185,6 +187,8 @@ def translate(name: str, layer: int | None = None, *, sandwich: bool = False) ->
                 return Target(Key(number, table[form][0]), table[form][1])
     if number is None and (path in _GLOBALS or path in LLAMA_CPP):
         return Target(Key(None, _GLOBALS.get(path) or LLAMA_CPP[path][0]))
+    if rest.lower() in NAMES:  # Q, K, V
+        return Target(Key(number, rest.lower()))
     return Target(own_key(number, rest))
 
 

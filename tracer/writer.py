@@ -200,8 +200,8 @@ class TraceWriter:
     def _select_and_store(self, step: int, key: Key, array: np.ndarray | Pending) -> None:
         values = np.asarray(array)
         if self._counts[step] < self.steps[step].n_tokens:
-            axis = next(i for i, axis in enumerate(self.tensors[key].axes) if axis in ROW_AXES)
-            values = np.take(values, self.rows(step), axis)
+            axis = next((i for i, axis in enumerate(self.tensors[key].axes) if axis in ROW_AXES), None)
+            values = values if axis is None else np.take(values, self.rows(step), axis)
         self._store(step, key, values)
         if not isinstance(array, np.ndarray):
             array.release()

@@ -2,6 +2,7 @@ import numpy as np
 
 from ...tracer.names import Key
 from ..rule import Hit, Rule
+from ..tokens import UNKNOWN
 
 
 class PromptIndependence(Rule):
@@ -40,7 +41,7 @@ class PromptIndependence(Rule):
     def _texts(self):
         ours, theirs = self.context.trace.generated, self.baseline.generated
         length = min(len(ours), len(theirs))
-        if length >= self.TEXT:
+        if length >= self.TEXT and UNKNOWN not in ours[:length]:
             self.judged += 1
             if np.array_equal(ours[:length], theirs[:length]):
                 message = f"two different prompts are answered with the same {length} tokens"

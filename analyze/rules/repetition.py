@@ -2,6 +2,7 @@ import numpy as np
 
 from ...tracer.text import visible
 from ..rule import Hit, Rule
+from ..tokens import UNKNOWN
 
 
 class Repetition(Rule):
@@ -23,7 +24,7 @@ class Repetition(Rule):
 
     def conclude(self):
         trace = self.context.trace
-        if len(trace.generated) < self.LEAST:
+        if len(trace.generated) < self.LEAST or UNKNOWN in trace.generated[:-1]:
             return
         self.judged += 1
         period, covered = self._loop(trace)

@@ -3,7 +3,19 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from tensortrace.kernels import add, attention, dequantize, embedding, glu, linear, rms_norm, rope
+from tensortrace.kernels import (
+    add,
+    attention,
+    dequantize,
+    embedding,
+    gelu,
+    glu,
+    layer_norm,
+    linear,
+    rms_norm,
+    rope,
+    scale,
+)
 from tensortrace.kernels.dequantize import LAYOUT, Blocks
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
@@ -35,11 +47,46 @@ def assert_close(got, want, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 576), (17, 577), (3, 1)])
-def test_add(device, shape, dtype):
+@pytest.mark.parametrize("params", [{}, {"scale": 0.22}])
+def test_add(device, shape, dtype, params):
     x, y = draw(*shape, dtype=dtype, seed=1), draw(*shape, dtype=dtype, seed=2)
-    got = device.run(lambda: add.cuda(device.put(x), device.put(y)))
+    got = device.run(lambda: add.cuda(device.put(x), device.put(y), **params))
     assert got.dtype == dtype
-    assert_close(got, add.cpu(exact(x), exact(y)), dtype)
+    assert_close(got, add.cpu(exact(x), exact(y), **params), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("params", [{"factor": 0.125}, {"softcap": 30.0}, {"factor": 2.0, "softcap": 5.0}])
+def test_scale(device, params, dtype):
+    x = draw(3, 577, dtype=dtype, scale=20)
+    got = device.run(lambda: scale.cuda(device.put(x), **params))
+    assert got.dtype == dtype
+    assert_close(got, scale.cpu(exact(x), **params), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1536), (17, 1535), (3, 1)])
+def test_gelu(device, shape, dtype):
+    x = draw(*shape, dtype=dtype, scale=3)
+    got = device.run(lambda: gelu.cuda(device.put(x)))
+    assert got.dtype == dtype
+    assert_close(got, gelu.cpu(exact(x)), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 576), (17, 577), (3, 2), (2, 5, 80), (1, 16384)])
+def test_layer_norm(device, shape, dtype):
+    x, gain, bias = draw(*shape, dtype=dtype) + dtype(3), draw(shape[-1], seed=2), draw(shape[-1], seed=3)
+    got = device.run(lambda: layer_norm.cuda(*map(device.put, (x, gain, bias)), eps=1e-5))
+    assert got.dtype == dtype
+    assert_close(got, layer_norm.cpu(exact(x), exact(gain), exact(bias), eps=1e-5), dtype)
+
+
+def test_rms_norm_of_several_axes(device):
+    x, gain = draw(3, 5, 12), draw(60, seed=2)
+    got = device.run(lambda: rms_norm.cuda(device.put(x), device.put(gain), eps=1e-5))
+    flat = rms_norm.cpu(exact(x).reshape(3, 60), exact(gain), eps=1e-5)
+    assert_close(got, flat.reshape(x.shape), np.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -111,6 +158,23 @@ def test_rope(device, tokens, heads, dim, dims, pairing, factors, dtype):
     assert got.dtype == dtype
     assert_close(got, rope.cpu(exact(x), positions, factors, **params), dtype)
     assert np.array_equal(got[..., dims:], x[..., dims:])
+
+
+@pytest.mark.parametrize("pairing", sorted(rope.PAIRINGS))
+@pytest.mark.parametrize("last", [99, 100])
+@pytest.mark.parametrize(
+    "scaling", [{"scale": 0.25}, {"scale": 0.1, "ramp": (2.3, 9.0)}, {"scale": 0.5, "ramp": (4.0, 4.0)}]
+)
+def test_rope_beyond_the_context(device, scaling, last, pairing):
+    x, positions = draw(4, 3, 48), np.arange(last - 3, last + 1, dtype=np.int32)
+    factors = [np.linspace(1, top, 24, dtype=np.float32) for top in (4, 40)]
+    params = {"base": 1e4, "dims": 48, "pairing": pairing, "magnitude": 1.3, "original": 100, **scaling}
+    got = device.run(lambda: rope.cuda(*map(device.put, (x, positions, *factors)), **params))
+    assert_close(got, rope.cpu(exact(x), positions, *factors, **params), np.float32)
+    chosen = {**params, "original": 0 if last >= 100 else 101}
+    assert np.array_equal(
+        rope.cpu(x, positions, *factors, **chosen), rope.cpu(x, positions, *factors, **params)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -271,7 +335,7 @@ def test_rows_that_no_kernel_can_take_are_refused(device):
 EVERYTHING = frozenset(attention.EXTRAS)
 
 
-def check_attention(device, q, k, v, *, kv_len=None, want=EVERYTHING, **params):
+def check_attention(device, q, k, v, *, sinks=None, kv_len=None, want=EVERYTHING, **params):
     """Every wanted result against the CPU; `kv_len` runs it on a cache whose rest holds NaN."""
     params = {"scale": q.shape[-1] ** -0.5, **params}
     keys = len(k)
@@ -281,10 +345,12 @@ def check_attention(device, q, k, v, *, kv_len=None, want=EVERYTHING, **params):
 
     def compute():
         length = None if kv_len is None else device.put(np.array([keys], np.int32))
-        return attention.cuda(*map(device.put, (q, k, v)), want=want, kv_len=length, **params)
+        extra = () if sinks is None else (device.put(sinks),)
+        return attention.cuda(*map(device.put, (q, k, v)), *extra, want=want, kv_len=length, **params)
 
     got = device.run(compute)
-    expected = attention.cpu(exact(q), exact(k[:keys]), exact(v[:keys]), want=want, **params)
+    extra = () if sinks is None else (exact(sinks),)
+    expected = attention.cpu(exact(q), exact(k[:keys]), exact(v[:keys]), *extra, want=want, **params)
     assert set(got) == set(expected)
     for name, array in expected.items():
         axis = {"scores": 2, "probs": 2, "m_tiles": 0, "l_tiles": 0}.get(name)
@@ -364,6 +430,15 @@ def test_attention_of_heads(device, queries, dim, heads, kv_heads):
 )
 def test_attention_variants(device, queries, params, dtype):
     check_attention(device, *attention_inputs(queries, 150, 2, 1, 64, dtype), tile=48, **params)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("queries", [1, 140])
+@pytest.mark.parametrize("params", [{}, {"window": 30}, {"softcap": 5.0}], ids=str)
+def test_attention_with_sinks(device, queries, params, dtype):
+    sinks = np.array([-3, 0, 2, 40], np.float32)  # the last one takes nearly all of the weight
+    inputs = attention_inputs(queries, 150, 4, 2, 64, dtype)
+    check_attention(device, *inputs, sinks=sinks, tile=48, kv_len=170, **params)
 
 
 @pytest.mark.parametrize("queries", [1, 9])

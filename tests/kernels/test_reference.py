@@ -2,7 +2,18 @@
 
 import numpy as np
 import pytest
-from tensortrace.kernels import add, attention, embedding, glu, linear, rms_norm, rope
+from tensortrace.kernels import (
+    add,
+    attention,
+    embedding,
+    gelu,
+    glu,
+    layer_norm,
+    linear,
+    rms_norm,
+    rope,
+    scale,
+)
 
 pytestmark = pytest.mark.torch
 TOLERANCE = 1e-12
@@ -27,6 +38,27 @@ def assert_same(got, want, tolerance=TOLERANCE):
 def test_add(torch):
     x, y = draw(3, 8, seed=1), draw(3, 8, seed=2)
     assert_same(add.cpu(x, y), torch.add(torch.tensor(x), torch.tensor(y)))
+    assert_same(add.cpu(x, y, scale=0.22), torch.add(torch.tensor(x), torch.tensor(y), alpha=0.22))
+
+
+def test_gelu(torch):
+    x = 3 * draw(4, 50)
+    assert_same(gelu.cpu(x), torch.nn.functional.gelu(torch.tensor(x), approximate="tanh"))
+    gated = torch.nn.functional.gelu(torch.tensor(x), approximate="tanh") * torch.tensor(x)
+    assert_same(glu.cpu(x, x, activation="gelu"), gated)
+
+
+def test_scale(torch):
+    x = 20 * draw(4, 50)
+    assert_same(scale.cpu(x, factor=0.25), torch.tensor(x) / 4)
+    assert_same(scale.cpu(x, softcap=30.0), 30 * torch.tanh(torch.tensor(x) / 30))
+
+
+def test_layer_norm(torch):
+    x, gain, bias = draw(5, 64) + 3, draw(64, seed=1), draw(64, seed=2)
+    x_, gain_, bias_ = map(torch.tensor, (x, gain, bias))
+    want = torch.nn.functional.layer_norm(x_, (64,), gain_, bias_, eps=1e-5)
+    assert_same(layer_norm.cpu(x, gain, bias, eps=1e-5), want)
 
 
 def test_embedding(torch):
@@ -166,3 +198,22 @@ def test_attention_intermediates(torch, shape, softcap, window, softmax):
         assert_same(got["m_tiles"][index], head.amax(-1))
         with np.errstate(divide="ignore"):  # where no key of a query's window is reached yet
             assert_same(got["m_tiles"][index] + np.log(got["l_tiles"][index]), torch.logsumexp(head, -1))
+
+
+@pytest.mark.parametrize("softmax", ["online", "two-pass"])
+def test_attention_sinks(torch, softmax):
+    """As transformers' GptOssAttention: a column of scores more, whose probability is dropped."""
+    q, k, v, sinks = draw(7, 4, 8, seed=1), draw(7, 2, 8, seed=2), draw(7, 2, 8, seed=3), 2 * draw(4, seed=4)
+    want = frozenset(attention.EXTRAS)
+    got = attention.cpu(q, k, v, sinks, scale=0.5, tile=3, softmax=softmax, want=want)
+    column = torch.tensor(sinks)[:, None, None].expand(4, 7, 1)
+    combined = torch.cat([torch.tensor(got["scores"]), column], dim=-1)
+    probs = combined.softmax(-1)[..., :-1]
+    assert_same(got["probs"], probs)
+    values = torch.tensor(v).repeat_interleave(2, dim=1).transpose(0, 1)
+    assert_same(got["out"], (probs @ values).transpose(0, 1))
+    assert_same(got["m"] + np.log(got["l"]), combined.logsumexp(-1))
+    for tile, keys in enumerate((3, 6, 7)):
+        part = torch.cat([torch.tensor(got["scores"])[..., :keys], column], dim=-1)
+        assert_same(got["m_tiles"][tile], part.amax(-1))
+        assert_same(got["m_tiles"][tile] + np.log(got["l_tiles"][tile]), part.logsumexp(-1))

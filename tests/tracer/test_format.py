@@ -67,6 +67,8 @@ def test_spec_survives_as_json() -> None:
         {"key": ["0", "q"]},
         {"key": [0, 7]},
         {"axes": []},
+        {"axes": ["token", "key"], "sizes": {}},
+        {"axes": ["token", "tile"], "sizes": {"tile": 4}},
         {"sizes": {"head": 4}},
         {"sizes": {"head": -4, "dim": 8}},
         {"sizes": {"head": 4, "dim": 0}},

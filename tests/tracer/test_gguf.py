@@ -164,6 +164,23 @@ def test_rows_are_checked(tmp_path):
             model.rows("token_embd.weight", ids)
 
 
+@pytest.mark.parametrize("qtype", ["F32", "F16", "Q8_0"])
+def test_a_part_of_a_tensor_by_its_rows(tmp_path, qtype):
+    model = Model(write_gguf(tmp_path / "m.gguf", qtype=qtype, bias=True))
+    for name in ("blk.0.attn_q.weight", "blk.0.attn_q.bias"):
+        part, whole = f"{name}[16:48]", model.weight(name)
+        assert part in model
+        assert model.shape(part) == (32, *whole.shape[1:])
+        assert model.tensor_type(part) == model.tensor_type(name)
+        assert np.array_equal(model.raw(part), model.raw(name)[16:48])
+        for dtype in (np.float32, np.float64):
+            assert np.array_equal(model.weight(part, dtype), whole[16:48])
+    assert "blk.0.attn_qkv.weight[0:4]" not in model
+    for rows in ("[0:65]", "[5:5]"):
+        with pytest.raises(ModelError, match="has rows 0 to 63; asked for"):
+            model.weight("blk.0.attn_q.weight" + rows)
+
+
 def test_weights_are_kept_within_the_budget(tmp_path):
     path, size = write_gguf(tmp_path / "m.gguf", qtype="Q8_0"), 64 * 96 * 4
     up, gate, down = (f"blk.0.ffn_{name}.weight" for name in ("up", "gate", "down"))

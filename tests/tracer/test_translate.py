@@ -34,6 +34,10 @@ KNOWN = {
     "blocks.4.attn.hook_pattern": (4, "probs"),
     "blocks.4.hook_resid_post": (4, "resid_out"),
     "ln_final.hook_normalized": (None, "final_norm"),
+    "q_proj-4": (4, "q"),
+    "layers.2.down_proj": (2, "ffn_out"),
+    "Q_l3": (3, "q"),
+    "blk.0.V": (0, "v"),
 }
 OWN = {
     "mine": (None, "mine"),

@@ -94,6 +94,19 @@ def test_round_trip(tmp_path_factory, prompt: int, new: int, chunk: int | None, 
                     assert trace.read(spec.key, step.index).tobytes() == expected.tobytes()
 
 
+def test_tensors_without_rows_are_kept_whole(tmp_path: Path) -> None:
+    """Such as a table of angles: there is nothing to choose tokens of."""
+    table = TensorSpec(Key(None, "angles"), ("axis0", "axis1"), {"axis0": 5, "axis1": 2})
+    steps = plan_steps(6, 1)
+    array = np.arange(10, dtype=np.float32).reshape(5, 2)
+    with TraceWriter(tmp_path / "a.h5", Header(engine="test"), [table], steps, recorded=[2, 3]) as writer:
+        writer.write(0, table.key, array)
+        writer.end_step(0)
+        writer.finish()
+    with Trace(tmp_path / "a.h5") as trace:
+        assert np.array_equal(trace.read(table.key, 0), array)
+
+
 def test_values_are_converted_to_the_stored_type(tmp_path: Path) -> None:
     spec = TensorSpec(Q.key, Q.axes, Q.sizes, "bfloat16")
     exact = np.linspace(-3, 3, 24, dtype=np.float32).reshape(4, 2, 3)

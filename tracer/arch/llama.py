@@ -6,19 +6,16 @@ the embedding when `output.weight` is absent.  Defined in llama.cpp `src/models/
 """
 
 from ..graph import POSITIONS, TOKENS, Graph
+from ..rotation import FACTORS, head_size, rotation
 
 
 def build(g: Graph) -> None:
     hp = g.model.hparam
     heads = hp("attention.head_count")
     kv_heads = hp("attention.head_count_kv", heads)
-    head_dim = hp("attention.key_length", hp("embedding_length") // heads)
     eps = hp("attention.layer_norm_rms_epsilon")
-    rope = {
-        "base": hp("rope.freq_base", 10000.0),
-        "dims": hp("rope.dimension_count", head_dim),
-        "pairing": "interleaved",
-    }
+    rope = rotation(g.model, "interleaved")
+    scale = hp("attention.scale", 0.0) or head_size(g.model) ** -0.5
 
     x = g.op("embd", "embedding", TOKENS, w=("token_embd.weight",))
     for _ in g.layers(hp("block_count")):
@@ -26,17 +23,16 @@ def build(g: Graph) -> None:
         q = g.op("q", "linear", h, w=("attn_q.weight", "attn_q.bias?"), heads=heads)
         k = g.op("k", "linear", h, w=("attn_k.weight", "attn_k.bias?"), heads=kv_heads)
         v = g.op("v", "linear", h, w=("attn_v.weight", "attn_v.bias?"), heads=kv_heads)
-        q = g.op("q_rope", "rope", q, POSITIONS, w=("/rope_freqs.weight?",), **rope)
-        k = g.op("k_rope", "rope", k, POSITIONS, w=("/rope_freqs.weight?",), **rope)
-        a = g.op("attn", "attention", q, k, v, scale=head_dim**-0.5)
+        q = g.op("q_rope", "rope", q, POSITIONS, w=FACTORS, **rope)
+        k = g.op("k_rope", "rope", k, POSITIONS, w=FACTORS, **rope)
+        a = g.op("attn", "attention", q, k, v, scale=scale)
         a = g.op("attn_out", "linear", a, w=("attn_output.weight", "attn_output.bias?"))
         x = g.op("resid_mid", "add", x, a)
         h = g.op("ffn_norm", "rms_norm", x, w=("ffn_norm.weight",), eps=eps)
-        gate = g.op("gate", "linear", h, w=("ffn_gate.weight",))
-        up = g.op("up", "linear", h, w=("ffn_up.weight",))
+        gate = g.op("gate", "linear", h, w=("ffn_gate.weight", "ffn_gate.bias?"))
+        up = g.op("up", "linear", h, w=("ffn_up.weight", "ffn_up.bias?"))
         h = g.op("act", "glu", gate, up, activation="silu")
-        h = g.op("ffn_out", "linear", h, w=("ffn_down.weight",))
+        h = g.op("ffn_out", "linear", h, w=("ffn_down.weight", "ffn_down.bias?"))
         x = g.op("resid_out", "add", x, h)
     x = g.op("final_norm", "rms_norm", x, w=("output_norm.weight",), eps=eps)
-    head = "output.weight" if "output.weight" in g.model else "token_embd.weight"
-    g.op("logits", "linear", x, w=(head,))
+    g.op("logits", "linear", x, w=(g.head,))

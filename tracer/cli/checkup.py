@@ -37,7 +37,18 @@ def checkup() -> list[Entry]:
         _cuda(driver),
         _optional("engine torch", ("torch", "transformers"), "torch"),
         _optional("engine llama.cpp", ("llama-cpp-python",), "llamacpp"),
+        _header(),
     ]
+
+
+def _header() -> Entry:
+    """The header with which programs in C, C++, CUDA or Rust record."""
+    from ..execute import HEADER, header_folder
+
+    folder = header_folder()
+    found = (folder / HEADER).is_file()
+    advice = f"cc -I{folder} …" if found else "pip install --force-reinstall tensortrace"
+    return Entry("header for C, C++, CUDA", found, HEADER if found else "not installed", advice)
 
 
 def installed(package: str) -> str | None:

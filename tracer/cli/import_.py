@@ -31,6 +31,10 @@ def command(
     heads: Annotated[int | None, typer.Option(min=1, help="Query heads, without --model.")] = None,
     kv_heads: Annotated[int | None, typer.Option(min=1, help="Key/value heads, without --model.")] = None,
     tokens: Annotated[str, typer.Option(help="Ids that were fed, where the source lacks them: 1,2,3.")] = "",
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of the first pass, where the source has its last one's rows."),
+    ] = None,
     steps: Annotated[str, typer.Option(help="Forward passes to import: 0-3,10.")] = "",
     rank: Annotated[
         int | None, typer.Option(min=0, help="Whose dump, where several processes wrote.")
@@ -72,6 +76,7 @@ def command(
         steps=steps,
         rank=rank,
         tokens=_ids(tokens),
+        prompt_tokens=prompt_tokens,
         heads=Heads(heads, kv_heads),
         model=_model(model),
         engine=engine,

@@ -10,15 +10,18 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..format import Header, Step, TensorSpec
-    from ..gguf import Model
+    from ..format import Step, TensorSpec
     from ..record import Engine, Request, Result
-    from ..tokenizer import Tokenizer
+    from .prompt import AnyTokenizer
 
 
 def command(
     model: Annotated[
-        str | None, typer.Argument(help="GGUF file or known name (default smollm2-135m).")
+        str | None,
+        typer.Argument(help="GGUF file or known name (default smollm2-135m); torch: also a folder."),
+    ] = None,
+    program: Annotated[
+        list[str] | None, typer.Argument(help="With --exec: the program to run, and its arguments.")
     ] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to feed.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="Read the text from a file (- for stdin).")] = None,
@@ -35,7 +38,9 @@ def command(
         bool, typer.Option(help="Statistics of each row instead of whole tensors.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="Storage: f32, f16, bf16 (f64 with --compute f64).")] = "f32",
-    compute: Annotated[str, typer.Option(help="Arithmetic: f32 or f64.")] = "f32",
+    compute: Annotated[
+        str, typer.Option(help="Arithmetic: f32; f64 on the CPU; f16, bf16 in torch.")
+    ] = "f32",
     softmax: Annotated[str, typer.Option(help="online (KV tiles) or two-pass.")] = "online",
     tile: Annotated[int, typer.Option(min=1, help="Keys per tile of the online softmax.")] = 128,
     chunk: Annotated[int | None, typer.Option(min=1, help="Feed the prompt in chunks of this size.")] = None,
@@ -49,35 +54,59 @@ def command(
     compress: Annotated[
         bool, typer.Option(help="Deflate the finished trace (smaller, slower to read).")
     ] = False,
+    flash_attn: Annotated[
+        bool, typer.Option("--flash-attn", help="llama.cpp: flash attention, which shows no scores.")
+    ] = False,
+    kv_type: Annotated[
+        str | None, typer.Option(help="llama.cpp: type of the KV cache: f32, f16, q8_0, …")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would be written and stop.")] = False,
+    execute: Annotated[
+        bool, typer.Option("--exec", help="Run a program that has tensortrace.h in it: --exec -- ./engine …")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")] = False,
+    context: typer.Context = None,  # type: ignore[assignment]  # from typer; who calls this has none
 ) -> None:
     """Run a GGUF model and write every intermediate to a trace.
 
-    [bold]Example:[/bold]  trace record -p "The capital of France is" -n 16 -o healthy.h5
+    [bold]Examples:[/bold]
+
+      trace record -p "The capital of France is" -n 16 -o healthy.h5
+
+      trace record -o mine.h5 --exec -- ./engine -m model.gguf -p "The capital"
     """
+    if execute:
+        from .execute import refuse_options, run_program
+
+        refuse_options(context)
+        run_program([*([model] if model else []), *(program or [])], output, quiet=quiet)
+    if program:
+        raise UserError(f"{program[0]}: there is one MODEL; to run a program put --exec in front of it")
     from ...analyze.cause import Injection
     from ..engine import graph_of, load, runs_graph
+    from ..format import Header
     from ..gguf import Model
-    from ..hub import resolve
+    from ..importer import model_facts
     from ..record import Request, record
     from ..repack import compress as compress_trace
     from ..sampling import Sampling
     from ..selection import Selection
-    from ..text import parse_bytes
-    from ..tokenizer import Tokenizer
+    from ..text import parse_bytes, visible
+    from .console import stderr
+    from .prompt import open_model, read_prompt, tokenized_otherwise
 
-    loaded = Model(resolve(model), memory=parse_bytes(memory, "--memory") if memory else None)
-    tokenizer = Tokenizer(loaded.metadata)
-    text, ids = _prompt(tokenizer, prompt, prompt_file, tokens, chat)
-    graph = graph_of(engine, loaded, softmax=softmax, tile=tile)
+    loaded, tokenizer = open_model(model, engine, parse_bytes(memory, "--memory") if memory else None)
+    text, ids = read_prompt(tokenizer, prompt, prompt_file, tokens, chat)
+    graph = graph_of(engine, loaded, softmax=softmax, tile=tile) if isinstance(loaded, Model) else None
     if inject:
         fault = Injection.parse(inject)
         if graph is None or not runs_graph(engine):
             raise UserError(f"--inject needs an engine that runs our own operations: {engine} brings its own")
         graph = fault.apply(graph)
         ids = fault.cause.change_ids(ids, loaded.metadata)
-    runner = load(engine, graph, loaded, dtype=_dtype(compute, "--compute"))
+    file = loaded if isinstance(loaded, Model) else loaded.path
+    options = _engine_options(engine, flash_attn, kv_type)
+    runner = load(engine, graph, file, dtype=_dtype(compute, "--compute"), **options)
     request = Request(
         ids,
         n_new=n_new,
@@ -92,49 +121,21 @@ def command(
     if dry_run:
         _print_plan(runner, request, output)
         return
-    header = _header(loaded, text, inject or "", _settings(engine, softmax, tile, chunk))
+    if text and (difference := tokenized_otherwise(runner, text, ids, chat=chat)):
+        stderr().print(visible(difference), style="yellow")
+    header = Header(
+        engine="",
+        prompt=text,
+        settings=_settings(engine, softmax, tile, chunk),
+        injected=inject or "",
+        **model_facts(loaded),
+    )
     with _Progress(tokenizer, request, text, quiet) as progress:
         result = record(runner, request, output, header, on_token=progress.token, on_step=progress.step)
     if compress:
         compress_trace(output)
     if not quiet:
         _print_result(result, output)
-
-
-def _prompt(
-    tokenizer: "Tokenizer", prompt: str | None, prompt_file: Path | None, tokens: str | None, chat: bool
-) -> tuple[str, list[int]]:
-    """The text (as fed) and its ids, from whichever of the three options was given."""
-    if sum(given is not None for given in (prompt, prompt_file, tokens)) != 1:
-        raise UserError("give the prompt by exactly one of -p TEXT, --prompt-file FILE, --tokens 1,2,3")
-    if tokens is not None:
-        return "", _ids(tokens, tokenizer.vocab_size)
-    text = _read_prompt(prompt_file) if prompt_file is not None else str(prompt)
-    if chat:
-        text = tokenizer.chat([{"role": "user", "content": text}])
-        # the template writes the special tokens itself; a second BOS would be the classic bug
-        return text, tokenizer.encode(text, add_special=False)
-    return text, tokenizer.encode(text)
-
-
-def _read_prompt(path: Path) -> str:
-    import sys
-
-    try:
-        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompt from {path}: {error}") from error
-
-
-def _ids(tokens: str, vocab: int) -> list[int]:
-    try:
-        ids = [int(part) for part in tokens.replace(",", " ").split()]
-    except ValueError:
-        raise UserError(f"--tokens {tokens!r}: give ids such as 1,2,3") from None
-    bad = [token for token in ids if not 0 <= token < vocab]
-    if bad:
-        raise UserError(f"--tokens: {bad[0]} is outside the vocabulary (0 to {vocab - 1})")
-    return ids
 
 
 def _dtype(short: str, option: str) -> str:
@@ -151,26 +152,18 @@ def _settings(engine: str, softmax: str, tile: int, chunk: int | None) -> dict[s
     return {"chunk": chunk} | ({"softmax": softmax, "tile": tile} if runs_graph(engine) else {})
 
 
-def _header(model: "Model", text: str, inject: str, settings: dict[str, Any]) -> "Header":
-    from ..format import Header
-
-    scalars = {k: v for k, v in model.metadata.items() if isinstance(v, (str, int, float, bool))}
-    return Header(
-        engine="",
-        model_name=model.name,
-        model_sha256=model.sha256,
-        architecture=model.arch,
-        hyperparameters={k: v for k, v in scalars.items() if k.startswith(f"{model.arch}.")},
-        prompt=text,
-        settings=settings,
-        injected=inject,
-    )
+def _engine_options(engine: str, flash_attn: bool, kv_type: str | None) -> dict[str, Any]:
+    """What was asked of llama.cpp; UserError where another engine would not do it."""
+    options = ({"flash": True} if flash_attn else {}) | ({"kv": kv_type} if kv_type else {})
+    if options and engine != "llama.cpp":
+        raise UserError("--flash-attn and --kv-type are for --engine llama.cpp")
+    return options
 
 
 class _Progress:
     """The text as it comes on standard output, a progress bar on standard error where that is a terminal."""
 
-    def __init__(self, tokenizer: "Tokenizer", request: "Request", text: str, quiet: bool):
+    def __init__(self, tokenizer: "AnyTokenizer", request: "Request", text: str, quiet: bool):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         from .console import stderr, stdout

@@ -1,12 +1,15 @@
-"""`trace weights`: the tensors of a GGUF as an engine sees them."""
+"""`trace weights`: the tensors of a GGUF as an engine sees them, and what an engine loaded against them."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from ..errors import UserError
 
 if TYPE_CHECKING:
+    from ...analyze.weight_check import Verdict
     from ..gguf import Model
 
 FIRST = 4  # values that are shown of each tensor
@@ -18,25 +21,70 @@ def command(
     name: Annotated[
         str | None, typer.Argument(help="A tensor or glob such as 'blk.0.*': adds values and statistics.")
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="DUMP", help="What an engine loaded: .npy, .safetensors, .bin, text."),
+    ] = None,
     json: Annotated[
         str | None, typer.Option("--json", metavar="PATH|-", help="Write the list as JSON.")
     ] = None,
 ) -> None:
     """List a model's tensors: shape, storage type, and for those asked for their first values and statistics.
 
-    [bold]Example:[/bold]  trace weights smollm2-135m 'blk.0.attn_*'
+    With --against, say of each array of a dump whether an engine loaded it right: transposed, permuted,
+    nibbles swapped, a minimum missing, another tensor, … Exit code 0: all are right; 1: one is not.
+
+    [bold]Examples:[/bold]
+
+      trace weights smollm2-135m 'blk.0.attn_*'
+
+      trace weights model.gguf blk.0.attn_q.weight --against q_as_loaded.npy
     """
     from ..gguf import Model
     from ..hub import resolve
     from .console import write_json
 
     loaded = Model(resolve(model))
+    if against is not None:
+        _check(loaded, name, against, json)
     names = _matching(loaded, name) if name else list(loaded.names)
     listed = [_describe(loaded, each, values=name is not None) for each in names]
     if json:
         write_json({"model": loaded.name, "architecture": loaded.arch, "tensors": listed}, json)
     if json != "-":
         _print(loaded, listed, whole=len(listed) == 1 and name is not None)
+
+
+def _check(model: "Model", name: str | None, dump: Path, json: str | None) -> NoReturn:
+    """Compare a dump with the model, and exit."""
+    from ...analyze.weight_check import check_all
+    from ...analyze.weight_dump import read_dump
+    from .console import write_json
+
+    if name is not None:
+        model.shape(name)  # raises, with the name that is nearest
+    verdicts = check_all(model, read_dump(dump), name or "")
+    if json:
+        checked = [verdict.to_json() for verdict in verdicts]
+        write_json({"model": model.name, "architecture": model.arch, "checked": checked}, json)
+    if json != "-":
+        _print_verdicts(verdicts)
+    raise typer.Exit(0 if all(verdict.is_right for verdict in verdicts) else 1)
+
+
+def _print_verdicts(verdicts: list["Verdict"]) -> None:
+    from rich.text import Text
+
+    from ..text import visible
+    from .console import stdout, table
+
+    rows = table("dump", "tensor", "kind", "message", ">nrmse", ">values")
+    for verdict in verdicts:
+        kind = Text(verdict.kind, style="green" if verdict.is_right else "red")
+        nrmse = f"{verdict.nrmse:.1e}" if isfinite(verdict.nrmse) else "-"
+        texts = (visible(text) for text in (verdict.name, verdict.tensor or "-"))
+        rows.add_row(*texts, kind, visible(verdict.message), nrmse, str(verdict.values))
+    stdout().print(rows)
 
 
 def _matching(model: "Model", pattern: str) -> list[str]:

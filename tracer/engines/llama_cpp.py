@@ -24,7 +24,7 @@ from gguf.constants import GGMLQuantizationType as Kind
 from ..engine import declare, softmax_state
 from ..errors import MissingExtra, ModelError, UserError
 from ..format import Step, TensorSpec
-from ..ggml import Capture, Ggml, Node, Tensor, activation, read_nodes, resolve
+from ..ggml import Capture, Ggml, Node, Tensor, activations, read_nodes, resolve
 from ..gguf import Model
 from ..graph import Graph
 from ..names import Key, execution_order
@@ -32,7 +32,8 @@ from ..run import Sink
 
 RUNS_GRAPH = False  # it does without ours, but for the names of ops
 OLDEST = (0, 3, 36)  # llama-cpp-python before has other context parameters
-KV_TYPES = {"float32": Kind.F32, "float16": Kind.F16, "bfloat16": Kind.BF16}
+KV_TYPES = {kind.name.lower(): kind for kind in (Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q5_1)}
+KV_TYPES |= {kind.name.lower(): kind for kind in (Kind.Q5_0, Kind.Q4_1, Kind.Q4_0, Kind.IQ4_NL)}
 
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _errors: deque[str] = deque(maxlen=4)  # what llama.cpp logged as errors last
@@ -53,19 +54,19 @@ class Engine:
         *,
         dtype: str = "float32",
         flash: bool = False,
-        kv: str = "float32",
+        kv: str = "f32",
         threads: int | None = None,
     ):
         if dtype != "float32":
             raise UserError(f"llama.cpp computes in float32 with the weights as stored, not in {dtype}")
         if kv not in KV_TYPES:
-            raise UserError(f"llama.cpp's KV cache: {', '.join(KV_TYPES)}, not {kv}")
+            raise UserError(f"llama.cpp's KV cache is of type {', '.join(KV_TYPES)}, not {kv}")
         api, self._ggml = _import()
         threads = threads or _cpus()
         self._graph, self._llama = graph, _Llama(api, model, flash=flash, kv=KV_TYPES[kv], threads=threads)
         self.name, self.compute_dtype, self.device = "llama.cpp", dtype, "cpu"
         self.version = f"llama-cpp-python {version('llama-cpp-python')}, ggml {self._ggml.version}"
-        self.settings = {"activation": _activation(model), "flash": flash, "kv": kv, "threads": threads}
+        self.settings = {"activation": activations(model), "flash": flash, "kv": kv, "threads": threads}
         # some architectures have another graph for a single token
         self._plans = {"prefill": self._dry_run(2), "decode": self._dry_run(1)}
 
@@ -296,10 +297,3 @@ def _last_error() -> str:
 def _cpus() -> int:
     """The CPUs that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _activation(model: Model) -> str:
-    """What products round activations to: q8 (8 bits a value and a scale for each block) or a float type."""
-    kinds = {Kind[model.tensor_type(name)] for name in model.names if len(model.shape(name)) > 1}
-    rounded = {activation(kind) for kind in kinds} - {"F32"}
-    return "q8" if any(kind.startswith("Q8") for kind in rounded) else min(rounded, default="f32").lower()

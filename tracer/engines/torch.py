@@ -31,7 +31,8 @@ from ..torch_taps import Keep, head_sizes, taps, watched
 
 RUNS_GRAPH = False  # it does without ours, but for the names of ops
 DTYPES = ("float32", "float16", "bfloat16")
-PERMUTED = ("llama", "mistral", "mixtral")  # a GGUF of these has the two of a RoPE pair side by side
+# a GGUF of these has the two of a RoPE pair side by side
+PERMUTED = ("llama", "mistral", "mixtral", "smollm3", "granite")
 ROTATED = ("q", "k", "q_norm", "k_norm", "q_rope", "k_rope")
 LOGITS = Key(None, "logits")
 
@@ -145,8 +146,9 @@ class Session:
     ) -> Any:
         """transformers' `eager_attention_forward`; arrays [1, head, token, dim], k and v of all tokens."""
         layer, tokens = module.layer_idx, query.shape[2]
-        keep(Key(layer, "q_rope"), query.transpose(1, 2))
-        keep(Key(layer, "k_rope"), key[:, :, -tokens:].transpose(1, 2))
+        if getattr(module, "use_rope", True) and hasattr(self._model.get_decoder(), "rotary_emb"):
+            keep(Key(layer, "q_rope"), query.transpose(1, 2))
+            keep(Key(layer, "k_rope"), key[:, :, -tokens:].transpose(1, 2))
         if any(self._wants(Key(layer, name)) for name in ("scores", "m", "l")):
             scores = _scores(query, key, mask, options)
             keep(Key(layer, "scores"), scores)

@@ -19,6 +19,7 @@ import numpy as np
 from ..dump import Dump, Piece, StepInfo
 from ..errors import UserError
 from ..format import Header
+from ..ggml import activations
 from ..importer import Options
 from ..llama_log import HEADER, Node, load, printed_nans, read_nodes, sums_are_of_printed
 from ..names import NAMES, Key
@@ -62,7 +63,9 @@ def read(path: Path, options: Options) -> Dump:
         start += tokens
     if shown:
         notes.append(f"left out {shown} nodes that show another one's values, or a tensor before its bias")
-    return Dump(_same_ranks(pieces), steps, Header(engine="llama.cpp"), end=end, notes=notes)
+    settings = {"activation": activations(options.model)} if options.model else {}
+    header = Header(engine="llama.cpp", settings=settings)
+    return Dump(_same_ranks(pieces), steps, header, end=end, notes=notes)
 
 
 def _has_something(node: Node) -> bool:

@@ -78,7 +78,13 @@ def read(path: Path, options: Options) -> Dump:
     pieces = [
         _piece(step, key, found, expected.get(key), infos[step]) for (step, key), found in tensors.items()
     ]
-    return Dump(pieces, infos, Header(engine="log"))
+    notes = []
+    if options.prompt_tokens is None and not any(info.n_tokens for info in infos.values()):
+        notes.append(
+            "no group says which token a line is of: positions count from 0; --prompt-tokens N says that the "
+            "lines of the first pass are of the last of N tokens"
+        )
+    return Dump(pieces, infos, Header(engine="log"), notes=notes)
 
 
 def _compile(text: str) -> re.Pattern[str]:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from commands import run
@@ -106,3 +107,10 @@ def test_heavy_packages_are_not_imported():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_header_is_where_it_says(tmp_path):
+    told = entry("header for C, C++, CUDA")
+    assert told.ok
+    folder = told.advice.removeprefix("cc -I").removesuffix(" …")
+    assert "tt_step(" in (Path(folder) / told.found).read_text()

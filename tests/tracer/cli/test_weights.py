@@ -75,3 +75,50 @@ def test_unknown_names(model, name, message):
 def test_not_a_model(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"nothing")
     assert run("weights", tmp_path / "x.gguf").code == 2
+
+
+def test_what_an_engine_loaded(model, tmp_path):
+    from tensortrace.tracer.gguf import Model
+
+    loaded = Model(model)
+    q, v = "blk.0.attn_q.weight", "blk.0.ffn_down.weight"
+    np.savez(tmp_path / "right.npz", **{q: loaded.weight(q), v: loaded.weight(v)})
+    right = run("weights", model, "--against", tmp_path / "right.npz")
+    assert (right.code, right.out.count("equal")) == (0, 4)
+    folder = tmp_path / "dump"
+    folder.mkdir()
+    np.save(folder / f"{q}.npy", loaded.weight(q))
+    np.save(folder / f"{v}.npy", loaded.weight(v).T.copy())
+    wrong = run("weights", model, "--against", folder, "--json", tmp_path / "w.json")
+    assert wrong.code == 1
+    assert "transposed" in wrong.out
+    checked = json.loads((tmp_path / "w.json").read_text())["checked"]
+    assert [(entry["name"], entry["kind"]) for entry in checked] == [(q, "equal"), (v, "transposed")]
+    assert checked[0]["nrmse"] == 0
+
+
+def test_a_named_weight_against_its_first_values(model, tmp_path):
+    from tensortrace.tracer.gguf import Model
+
+    first = Model(model).weight("blk.1.attn_v.weight").reshape(-1)[:8]
+    (tmp_path / "log.txt").write_text(", ".join(f"{value:.7f}" for value in first))
+    assert run("weights", model, "blk.1.attn_v.weight", "--against", tmp_path / "log.txt").code == 0
+    told = run("weights", model, "blk.0.attn_v.weight", "--against", tmp_path / "log.txt")
+    assert (told.code, "other_layer" in told.out) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("blk.0.attn_q.weigh", "1 2 3 4", "is blk.0.attn_q.weight meant?"),
+        ("output_norm.weight", "1 2", "has 2"),
+    ],
+)
+def test_nothing_compared_is_trouble(model, tmp_path, name, text, message):
+    (tmp_path / "x.txt").write_text(text)
+    outcome = run("weights", model, name, "--against", tmp_path / "x.txt")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert message in outcome.err
+    assert run("weights", model, "--against", tmp_path / "none.npy").code == 2
+    (tmp_path / "empty").mkdir()
+    assert run("weights", model, "--against", tmp_path / "empty").code == 2

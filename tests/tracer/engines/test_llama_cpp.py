@@ -145,7 +145,7 @@ def test_a_selection_is_the_same_numbers(recorded: Recorder, tiny: Path) -> None
 @needs_llama_cpp
 def test_kv_types_and_flash_attention(recorded: Recorder, tiny: Path) -> None:
     exact = recorded(tiny)
-    half = recorded(tiny, "half.h5", {"kv": "float16"})
+    half = recorded(tiny, "half.h5", {"kv": "f16"})
     flash = recorded(tiny, "flash.h5", {"flash": True})
     assert flash.header.settings["flash"]
     assert not {key.name for key in flash.tensors} & {"scores", "m", "l", "probs"}
@@ -274,8 +274,8 @@ def test_what_fails_in_the_callback_is_raised(tiny_model: Model) -> None:
 def test_bad_requests_and_files(tiny: Path, tiny_model: Model, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="float64"):
         llama_cpp.Engine(None, tiny_model, dtype="float64")
-    with pytest.raises(UserError, match="q4_0"):
-        llama_cpp.Engine(None, tiny_model, kv="q4_0")
+    with pytest.raises(UserError, match="q4_k"):
+        llama_cpp.Engine(None, tiny_model, kv="q4_k")
     unknown = write_gguf(tmp_path / "unknown.gguf", "unheard-of")
     with pytest.raises(ModelError, match="unknown model architecture"):
         llama_cpp.Engine(None, Model(unknown))

@@ -170,6 +170,22 @@ def test_a_printed_nan_is_told_from_what_was_not_printed(tmp_path: Path) -> None
     assert (conventions["nan"], conventions["sum"]) == ({"0": [1]}, {"0": "nan"})
 
 
+def test_printed_nans_are_placed_in_what_is_stored(tmp_path: Path) -> None:
+    """The last layer has its last row only, and the probabilities are padded to 256 keys."""
+    text = (LOGS / "2026-03-common-debug.log").read_text()
+    for title, row in (("kq_soft_max-0", 1), ("ffn_inp-0", 0)):
+        head, block = text.split(f" {title} = ", 1)
+        rows = block.split("[  ", row + 1)
+        rows[-1] = "nan," + rows[-1].split(",", 1)[1].replace("sum = ", "sum = nan\n", 1)
+        text = f"{head} {title} = {'[  '.join(rows)}"
+    path = tmp_path / "nan.log"
+    path.write_text(text)
+    import_dump(path, tmp_path / "a.h5", Options())
+    with Trace(tmp_path / "a.h5") as trace:
+        for name, expected in (("probs", 8), ("resid_mid", 7 * 32)):
+            assert trace.tensors[Key(0, name)].conventions["nan"]["0"] == [expected]
+
+
 def test_a_log_that_is_cut_off_says_so(tmp_path: Path) -> None:
     whole = (LOGS / "2025-09-sum-of-all.log").read_bytes()
     ends = set()

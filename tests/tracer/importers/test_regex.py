@@ -8,6 +8,8 @@ import pytest
 from dumps import import_or_refuse, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from recording import PROMPT, record_trace
+from tensortrace.analyze.compare import compare
 from tensortrace.tracer.gguf import Model
 from tensortrace.tracer.importer import Options, import_dump
 from tensortrace.tracer.names import Key
@@ -121,3 +123,24 @@ def test_mistakes(tmp_path: Path, text: str, regex: str, message: str) -> None:
 def test_any_lines(tmp_path: Path, lines: list[str]) -> None:
     (tmp_path / "run.log").write_text("\n".join(lines))
     import_or_refuse(tmp_path / "run.log", regex=ROWS)
+
+
+def test_lines_of_a_prompts_last_token(tmp_path: Path, tiny_model: Model) -> None:
+    """The first values of the last token, pass by pass: what people print first of all."""
+    record_trace(tiny_model, tmp_path / "exact.h5", PROMPT, n_new=3)
+    with Trace(tmp_path / "exact.h5") as exact, (tmp_path / "a.log").open("w") as file:
+        for step in exact.steps:
+            for layer in range(2):
+                row = exact.read(Key(layer, "q"), step.index)[-1].ravel()[:8]
+                file.write(f"layer {layer} Q: {' '.join(f'{value:.5f}' for value in row)} ...\n")
+    regex = r"layer (?P<layer>\d+) (?P<name>\w+): (?P<values>.*)"
+    told = import_dump(tmp_path / "a.log", tmp_path / "0.h5", Options(regex=regex, model=tiny_model))
+    assert "--prompt-tokens" in told.notes[0]
+    options = Options(regex=regex, model=tiny_model, prompt_tokens=len(PROMPT))
+    assert import_dump(tmp_path / "a.log", tmp_path / "a.h5", options).notes == ()
+    with Trace(tmp_path / "a.h5") as trace, Trace(tmp_path / "exact.h5") as exact:
+        assert [step.n_tokens for step in trace.steps] == [len(PROMPT), 1, 1]
+        found = compare(trace, exact)
+        assert (found.exit_code, found.coverage["compared"]) == (0, 6)
+        assert [row.values for row in found.rows()] == [8] * 6
+        assert {row.of for row in found.rows()} == {64, 64 * len(PROMPT)}

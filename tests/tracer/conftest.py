@@ -1,0 +1,19 @@
+"""A GPU for the tests of the CUDA engine: the kernels compiled for the CPU, or a real one."""
+
+import pytest
+from fake_device import FakeDevice
+from host_gpu import HostDevice
+from tensortrace.kernels import cuda as gpu
+from tensortrace.tracer.device import CudaDevice
+
+
+@pytest.fixture(
+    params=[pytest.param("host", marks=pytest.mark.cxx), pytest.param("gpu", marks=pytest.mark.gpu)]
+)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeDevice | CudaDevice:
+    if request.param == "gpu":
+        return CudaDevice()
+    host = HostDevice(request.config.cache.mkdir("host_cuda"))
+    for name in ("empty", "zeros", "kernel", "matmul"):
+        monkeypatch.setattr(gpu, name, getattr(host, name))
+    return FakeDevice(host)
