@@ -139,13 +139,17 @@ def _score_tiles(
 
 def _masked(positions: np.ndarray, keys: np.ndarray, causal: bool, window: int | None) -> np.ndarray | None:
     """Mask [query, key], True where the query must not see the key; None where it sees them all."""
+    past_all = not causal or keys[-1] <= positions[0]
+    near_all = window is None or positions[-1] - keys[0] < window
+    if past_all and near_all:
+        return None
     distance = positions[:, None] - keys[None, :]
     masked = np.zeros(distance.shape, bool)
     if causal:
         masked |= distance < 0
     if window is not None:
         masked |= distance >= window
-    return masked if masked.any() else None
+    return masked
 
 
 def _online(

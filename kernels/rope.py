@@ -9,6 +9,7 @@ Models that run past the context they were trained on change the frequencies.  `
 those of slow pairs (YaRN, arXiv:2309.00071, which also stretches the result by `magnitude`).
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,15 +69,35 @@ def cpu(
     float32 angle is already wrong by 4e-3 rad.
     """
     chosen = long_factors if long_factors is not None and positions[-1] >= original else factors
-    angle = positions.astype(np.float64)[:, None] * inverse_frequencies(dims, base, chosen, scale, ramp)
-    cos = (np.cos(angle) * magnitude).astype(x.dtype)[:, None, :]
-    sin = (np.sin(angle) * magnitude).astype(x.dtype)[:, None, :]
+    given = None if chosen is None else (chosen.tobytes(), chosen.dtype.str)
+    cos, sin = _rotation(
+        positions.astype(np.int64).tobytes(), given, dims, base, scale, ramp, magnitude, x.dtype.str
+    )
     first, second = pair_slices(dims, pairing)
     a, b = x[..., first], x[..., second]
     out = x.copy()
     out[..., first] = a * cos - b * sin
     out[..., second] = a * sin + b * cos
     return out
+
+
+@lru_cache(maxsize=8)  # all layers, Q and K, turn by the same angles
+def _rotation(
+    positions: bytes,
+    factors: tuple[bytes, str] | None,
+    dims: int,
+    base: float,
+    scale: float,
+    ramp: tuple[float, float] | None,
+    magnitude: float,
+    dtype: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin [token, 1, dims/2] of every pair's angle, times `magnitude`."""
+    divisors = None if factors is None else np.frombuffer(*factors)
+    at = np.frombuffer(positions, np.int64).astype(np.float64)[:, None]
+    angle = at * inverse_frequencies(dims, base, divisors, scale, ramp)
+    cos, sin = ((turned(angle) * magnitude).astype(dtype)[:, None, :] for turned in (np.cos, np.sin))
+    return cos, sin
 
 
 def cuda(
