@@ -9,6 +9,8 @@ import pytest
 from ggufs import write_gguf
 from recording import record_trace
 from rich.console import Console
+from rule_traces import write
+from tensortrace.analyze.anomaly import find_anomalies
 from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.compare import Comparison, compare
 from tensortrace.analyze.find import name_causes
@@ -71,6 +73,17 @@ def test_a_log_and_the_exact_trace_of_the_run_are_equal(
         assert partial.of == 8 * 32
         assert (partial.values < partial.of) == ("full" not in name)
         json.dumps(found.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_log_of_a_model_that_nobody_names(name: str, exact: Trace, tmp_path: Path) -> None:
+    """Then nothing tells that its weights are float32, or how heads share a row: less is known, none wrong."""
+    import_dump(LOGS / f"{name}.log", tmp_path / "log.h5", Options())
+    with Trace(tmp_path / "log.h5") as trace:
+        for found in (compare(exact, trace), compare(trace, exact)):
+            assert found.exit_code == 0, found.sentence
+            assert found.coverage["incomparable"] == 0
+            assert max(row.nrmse for row in found.rows()) < 1e-5
 
 
 FAULTS = {  # and what shows it, the first that a log has (some are shortened)
@@ -196,3 +209,21 @@ def test_the_cause_is_named_where_a_log_is_the_reference(model: Model, tmp_path:
             compare(trace, bad), trace, bad, model
         )  # ours is the log: it is the other's fault
         assert other.causes[0].id == "rope_pairing"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"nan": 3, "sum": [1], "computed_rows": "x", "rounding": "much"},
+        {"nan": {"0": ["a", -1, 10**9, True]}, "sum": {"0": "what"}, "computed_rows": {"0": -2}},
+        {"nan": {"0": 7}, "sum": {"0": None}, "sum_sq": {"0": {}}, "rounding": -1},
+        {"rounding": float("inf"), "computed_rows": {"0": 99}, "sum": {"0": 1e400}},
+    ],
+)
+def test_conventions_that_make_no_sense_do_no_harm(tmp_path: Path, said: dict) -> None:
+    arrays = {"resid_out": np.ones((12, 4), np.float32)}
+    told = {"resid_out": {"conventions": {"partial": True, "sum_of": "all", **said}}}
+    odd, plain = write(tmp_path / "a.h5", arrays, declared=told), write(tmp_path / "b.h5", arrays)
+    for a, b in ((odd, plain), (plain, odd), (odd, odd)):
+        assert compare(a, b).coverage["compared"] == 1
+    assert find_anomalies(odd).run
