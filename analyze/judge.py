@@ -13,6 +13,7 @@ from .blocks import Result as Measures
 from .metrics import Measured, give_back
 from .recompute import Recompute, Result
 
+FEW = 2.0  # some elements of a row may be off by this much more than all of them
 PADDING = {"scores": -np.inf, "probs": 0.0}  # what keys that no query of a block sees must hold
 
 
@@ -92,14 +93,16 @@ class Judge:
             at = np.flatnonzero(written)
             piece, noise = cut(piece, at), noise[at]
         if piece.a.size:
-            yield self._without_gaps(key, piece), noise
+            yield self._without_gaps(key, piece, noise)
 
-    def _without_gaps(self, key: Key, piece: Piece) -> Piece:
+    def _without_gaps(self, key: Key, piece: Piece, noise: np.ndarray) -> tuple[Piece, np.ndarray]:
         """Where an engine's log did not print all values, the others say nothing."""
         conventions = self._recompute.trace.tensors[key].conventions
         if not conventions.get("partial") and conventions.get("rows") != "last":
-            return piece
-        return piece._replace(b=np.where(np.isnan(piece.a), np.nan, piece.b))
+            return piece, noise
+        gaps = np.isnan(piece.a)
+        share = np.minimum(1, FEW * np.sqrt(1 - gaps.mean(1)))
+        return piece._replace(b=np.where(gaps, np.nan, piece.b)), share * noise
 
     def _prefilled(self, result: Result, index: int) -> tuple[Piece, np.ndarray]:
         key, span, values = result.key, result.span, result.values

@@ -178,6 +178,8 @@ class Recompute:
 
     def _obstacle(self, op: Op, passed: Mapping[Key, Passed]) -> str:
         for index, key in enumerate(op.inputs):
+            if key == TOKENS and self.trace.tokens.min() < 0:
+                return "the token ids are not known: import with --tokens"
             if key not in (TOKENS, POSITIONS) and key not in self._complete and key not in passed:
                 return f"{key} was not recorded, nor what it follows from"
             if index in op.history and not np.array_equal(self._tokens, np.arange(len(self._tokens))):
