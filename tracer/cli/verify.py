@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-MEMORY = 1 << 28  # bytes of dequantised weights that are kept: each is needed once
+MEMORY = 1 << 26  # bytes of dequantised weights that are kept: each is needed once or twice
 
 
 def command(
