@@ -2,9 +2,9 @@
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/verify.py --out benchmarks/results/verify
 
-Writes OUT.json and OUT.md.  A prefill of SmolLM2-135M with everything recorded, scores included.  All sides of
-a ratio are whole commands, run in turn; the best time of each counts, as whatever else the machine does only
-ever adds.
+Writes OUT.json and OUT.md.  A prefill of SmolLM2-135M with everything recorded, scores included.  All sides
+of a ratio are whole commands, run in turn; the best time of each counts, as whatever else the machine does
+only ever adds.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import time
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
