@@ -69,6 +69,7 @@ class Recompute:
         self.graph = graph_of(trace, model)
         self.allowance = Allowance(trace, model)
         self.lost: dict[Key, str] = {}
+        self._own = trace.header.engine in ("cpu", "cuda")  # they state how they rotate, and keep our order
         self._specs = {spec.key: spec for spec in tensor_specs(self.graph, self.graph.outputs, "float64")}
         self._pairing = _pairings(self.graph.ops)
         self._tokens = trace.recorded[: self._count()]
@@ -266,7 +267,7 @@ class Recompute:
         array = array.reshape(self._specs[key].shape(len(array), 0))
         stated = self.trace.tensors[key].conventions.get("pairing")
         pairing, dims = self._pairing.get(key.layer, (None, 0))
-        if key.name not in PAIRED or stated is None or pairing is None or stated == pairing:
+        if key.name not in PAIRED or stated is None or pairing is None or stated == pairing or self._own:
             return array
         return _reordered(array, dims, to_half_split=pairing == "half-split")
 

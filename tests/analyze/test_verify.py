@@ -1,6 +1,7 @@
 """One trace against its own replay: silence on healthy engines, every fault found in the right operations."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,11 @@ def test_what_follows_from_a_fault_is_not_blamed(record_tiny: Record, tiny_model
     assert (found.status == DIVERGED).sum() == 3
 
 
+def test_a_wrong_rotation_of_k_alone_is_one_fault(record_tiny: Record, tiny_model: Model) -> None:
+    found = verify_and_explain(record_tiny(change=inject("rope_pairing@1,k_rope")), tiny_model)
+    assert [(cause.id, cause.tensor) for cause in found.causes] == [("rope_pairing", "k_rope")]
+
+
 def test_two_faults_are_both_named(record_tiny: Record, tiny_model: Model) -> None:
     change = inject("norm_eps@0,attn_norm=1e-3", "gqa_map@1", "rope_pairing@1,k_rope")
     found = verify_and_explain(record_tiny(n_new=2, change=change), tiny_model)
@@ -237,8 +243,6 @@ def rewrite(
     trace: Trace, path: Path, values: dict[tuple[Key, int], np.ndarray], conventions: dict | None = None
 ) -> Trace:
     """A copy of a trace that holds other values."""
-    from dataclasses import replace
-
     specs = [replace(spec, conventions=conventions or spec.conventions) for spec in trace.tensors.values()]
     with TraceWriter(path, trace.header, specs, trace.steps) as writer:
         for step in trace.steps:
@@ -259,6 +263,7 @@ def test_the_order_of_rope_pairs_may_be_the_other(record_tiny: Record, tiny_mode
         for key in trace.tensors
         for array in [trace.read(key, step.index)]
     }
+    trace.header = replace(trace.header, engine="theirs")
     stated = rewrite(trace, trace.path.with_name("s.h5"), halves, {"pairing": "half-split"})
     assert verify(stated, tiny_model).verdict == "rounding"
     unstated = rewrite(trace, trace.path.with_name("u.h5"), halves, {"scale": 1.0})
