@@ -142,7 +142,7 @@ class Allowance:
             return roundoff.norm(unit, inputs[0].shape[-1])
         if op.kind == "rope":
             return roundoff.rotation(unit, inputs[1].astype(np.float64))
-        if self._ggml and "gelu" in str(op.params.get("activation", "")):
+        if self._ggml and "gelu" in (op.kind, op.params.get("activation")):
             unit = max(unit, UNIT["float16"])  # ggml looks GELU up in a table of float16
         return roundoff.elementwise(unit)
 

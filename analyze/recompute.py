@@ -12,6 +12,7 @@ is a few blocks of rows, the weights of one op, and what is passed on.
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,10 +73,12 @@ class Recompute:
         self._own = trace.header.engine in ("cpu", "cuda")  # they state how they rotate, and keep our order
         self._specs = {spec.key: spec for spec in tensor_specs(self.graph, self.graph.outputs, "float64")}
         self._pairing = _pairings(self.graph.ops)
+        self._turns = sorted({op.params["original"] for op in self.graph.ops if op.params.get("original")})
         self._tokens = trace.recorded[: self._count()]
         if not len(self._tokens):
             raise UserError(f"{trace.path} holds no finished step: nothing to replay")
-        vocabulary = min(model.shape(op.weights[0])[0] for op in self.graph.ops if op.kind == "embedding")
+        lookups = [op.weights[0] for op in self.graph.ops if op.kind == "embedding" and TOKENS in op.inputs]
+        vocabulary = min(model.shape(name)[0] for name in lookups)
         if trace.tokens.max() >= vocabulary:
             raise UserError(f"{trace.path} has token id {trace.tokens.max()}, the model {vocabulary} tokens")
         known = [key for key in self.graph.outputs if key in trace.tensors]
@@ -149,8 +152,10 @@ class Recompute:
 
     def _decoded(self, run: Sequence[Step]) -> Iterator[Span]:
         kept = [step for step in run if len(self.trace.rows(step.index))]
-        for at in range(0, len(kept), ROWS):
-            part = kept[at : at + ROWS]
+        cuts = [sum(step.start < turn for step in kept) for turn in self._turns]
+        edges = sorted({*range(0, len(kept), ROWS), *cuts, len(kept)})
+        for at, end in pairwise(edges):
+            part = kept[at:end]
             first = int(np.searchsorted(self._tokens, part[0].start))
             steps = np.array([step.index for step in part])
             yield Span(slice(first, first + len(part)), steps, True)
@@ -208,15 +213,15 @@ class Recompute:
 
         def work(span: Span) -> list[Any]:
             inputs = self._inputs(op, span, passed, "exact")
-            want = self._want(op, span)
-            made = _compute(op, inputs, weights, want)
+            want, one = self._want(op, span), self._in_step(op, span)
+            made = _compute(one, inputs, weights, want)
             targets = {key: made[key] for key in self._judged(op, span)}
             if alone:
                 noise = self.allowance.of(op, inputs, weights, made) if targets else {}
             else:
                 recorded = [key in self._complete for key in op.inputs]
                 off = self.allowance.rounded(op, self._inputs(op, span, passed, "rounded"), recorded)
-                again = _compute(op, off, weights, want)
+                again = _compute(one, off, weights, want)
                 noise = {key: self._apart(key, targets[key], again[key]) for key in targets}
                 if kept is not None:
                     kept.exact[span.rows], kept.rounded[span.rows] = made[op.out], again[op.out]
@@ -224,6 +229,13 @@ class Recompute:
 
         for found in pool.map(work, spans):
             yield from found
+
+    def _in_step(self, op: Op, span: Span) -> Op:
+        """LongRoPE goes by the last position of the step, which may lie in a later block."""
+        if "original" not in op.params:
+            return op
+        last = self.trace.steps[int(span.step[-1])].kv_len - 1
+        return op.with_params(original=0 if last >= op.params["original"] else last + 1)
 
     def _apart(self, key: Key, exact: np.ndarray, rounded: np.ndarray) -> np.ndarray:
         """The error to allow in each row, told from one run with rounding: the median row's, and its own."""

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_golden import FOLDER
+from architectures import CASES, TOKENS, Case
+from engine_golden import FOLDER, record_engine
 from ggufs import write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,17 +16,19 @@ from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.find import causes_of, verify_and_explain
 from tensortrace.analyze.noise import DIVERGED, INHERITED
 from tensortrace.analyze.verify import Verification, verify
+from tensortrace.tracer.architecture import build_graph
 from tensortrace.tracer.errors import UserError
 from tensortrace.tracer.format import Header
 from tensortrace.tracer.gguf import Model
 from tensortrace.tracer.graph import Graph
 from tensortrace.tracer.importer import Options, import_dump
-from tensortrace.tracer.names import NAMES, Key
+from tensortrace.tracer.names import Key
 from tensortrace.tracer.selection import Selection
 from tensortrace.tracer.trace import Trace
 from tensortrace.tracer.writer import TraceWriter
 
 Record = Callable[..., Trace]
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 FAULTS = {  # the first tensor that is wrong by itself
     "attn_scale=0.5": "scores",
@@ -50,8 +53,32 @@ HEALTHY = {
     "stored as f16": {"storage": "float16"},
     "stored as bf16": {"storage": "bfloat16", "tile": 3},
 }
-NOT_IN_LLAMA = ("q_norm", "k_norm", "attn_post_norm", "ffn_post_norm")
-STORED = [name for name in NAMES if name not in NOT_IN_LLAMA and "expert" not in name and name != "router"]
+STORED = [
+    "embd",
+    "attn_norm",
+    "q",
+    "k",
+    "v",
+    "q_rope",
+    "k_rope",
+    "scores",
+    "m_tiles",
+    "l_tiles",
+    "m",
+    "l",
+    "probs",
+    "attn",
+    "attn_out",
+    "resid_mid",
+    "ffn_norm",
+    "gate",
+    "up",
+    "act",
+    "ffn_out",
+    "resid_out",
+    "final_norm",
+    "logits",
+]
 
 
 def inject(*faults: str) -> Callable[[Graph], Graph]:
@@ -125,8 +152,6 @@ def test_a_printed_log_shows_a_fault(tmp_path: Path) -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_silent_on_torch(smollm2_model: Model, tmp_path: Path, dtype: str) -> None:
-    from engine_golden import record_engine
-    from tensortrace.tracer.architecture import build_graph
     from tensortrace.tracer.engines.torch import Engine
 
     engine = Engine(build_graph(smollm2_model), smollm2_model, dtype=dtype)
@@ -139,8 +164,6 @@ def test_silent_on_torch(smollm2_model: Model, tmp_path: Path, dtype: str) -> No
     "options", [{}, {"kv": "float16"}, {"flash": True}, {"kv": "float16", "flash": True}]
 )
 def test_silent_on_llama_cpp(smollm2_model: Model, tmp_path: Path, options: dict) -> None:
-    from engine_golden import record_engine
-    from tensortrace.tracer.architecture import build_graph
     from tensortrace.tracer.engines.llama_cpp import Engine
 
     engine = Engine(build_graph(smollm2_model), smollm2_model, **options)
@@ -347,3 +370,37 @@ def test_memory_does_not_grow_with_the_trace(tiny: Path, tmp_path: Path) -> None
 def test_causes_are_those_of_the_side_that_is_named(record_tiny: Record, tiny_model: Model) -> None:
     found = verify(record_tiny(change=inject("gqa_map")), tiny_model)
     assert causes_of(found, "ours")[0].evidence.startswith("ours: gqa_map")
+
+
+# ---- every architecture
+
+
+@every_case
+@pytest.mark.parametrize("how", [{}, {"chunk": 7}, {"dtype": "float64", "storage": "bfloat16"}], ids=str)
+def test_silent_on_every_architecture(case: Case, tmp_path: Path, how: dict) -> None:
+    model = Model(write_gguf(tmp_path / "m.gguf", case.arch, **case.shape))
+    record_trace(model, tmp_path / "t.h5", TOKENS[:-3], n_new=4, tile=5, **how)
+    found = verify(Trace(tmp_path / "t.h5"), model)
+    assert (found.verdict, found.coverage["only_a"]) == ("rounding", 0)
+    assert found.judged.excess.max() < 0.7
+
+
+@pytest.mark.llamacpp
+@every_case
+def test_silent_on_llama_cpp_with_every_architecture(case: Case, tmp_path: Path) -> None:
+    from tensortrace.tracer.engines.llama_cpp import Engine
+
+    model = Model(write_gguf(tmp_path / "m.gguf", case.arch, **case.shape))
+    engine = Engine(build_graph(model), model)
+    found = verify(record_engine(engine, model, tmp_path / "t.h5", TOKENS[:-3], n_new=4), model)
+    assert (found.verdict, found.coverage["only_a"]) == ("rounding", 0)
+
+
+@pytest.mark.parametrize("fault", ["rope_theta=300", "attn_scale", "kv_slot@1"])
+@every_case
+def test_faults_in_every_architecture(case: Case, tmp_path: Path, fault: str) -> None:
+    model = Model(write_gguf(tmp_path / "m.gguf", case.arch, **case.shape))
+    record_trace(model, tmp_path / "t.h5", TOKENS[:-3], n_new=2, change=inject(fault))
+    found = verify(Trace(tmp_path / "t.h5"), model)
+    assert found.exit_code == 1
+    assert blamed(found) <= faulty_ops(found, fault)
