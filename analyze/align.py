@@ -17,6 +17,7 @@ from ..tracer.format import Step, TensorSpec
 from ..tracer.names import Key
 from ..tracer.trace import Trace
 from . import partial
+from .arrangement import arrange
 from .blocks import DOT, Piece
 from .differences import comparable, notes, nothing_in_common, row_axis
 from .metrics import Measured
@@ -257,6 +258,7 @@ def align(a: Trace, b: Trace) -> Alignment:
     source_a, source_b, statistics = sources(a, b)
     keys, problems = comparable(source_a, source_b)
     said = [text for text in (agreed.note, statistics) if text]
+    said += arrange(source_a, source_b, keys, agreed.common)
     said += notes(source_a, source_b, problems)
     found = Alignment(source_a, source_b, agreed.common, keys, problems, said, agreed.refusal, agreed.bos)
     found.notes += partial.notes(found)

@@ -71,6 +71,11 @@ class Workspace:
 
 def measure_rows(piece: Piece, space: Workspace) -> Result:
     """The figures of a piece's rows, put together by step: (tensor, steps [n], figures [column, n])."""
+    return by_step(piece, figures_of(piece, space))
+
+
+def figures_of(piece: Piece, space: Workspace) -> "Figures":
+    """The figures of each row."""
     rows, width = piece.a.shape
     table = np.zeros((len(COLUMN), rows))
     table[COLUMN["count"]] = width if piece.valid is None else piece.valid
@@ -90,13 +95,15 @@ def measure_rows(piece: Piece, space: Workspace) -> Result:
         relative = np.where(figures["dd"] == 0, 0.0, figures["dd"] / figures["bb"])
     figures["row_error2"] = np.where(np.isfinite(relative), relative, 4.0)  # a row of zeros is one row
     figures["row_error"] = np.sqrt(figures["row_error2"])
-    starts, steps = _runs(piece.step, rows)
-    sums = np.add.reduceat(table[: len(ADDED)], starts, axis=1)
-    return (
-        piece.tensor,
-        steps,
-        np.concatenate((sums, np.maximum.reduceat(table[len(ADDED) :], starts, axis=1))),
-    )
+    return figures
+
+
+def by_step(piece: Piece, figures: "Figures") -> Result:
+    """The rows' figures put together by step."""
+    starts, steps = _runs(piece.step, len(piece.a))
+    sums = np.add.reduceat(figures.table[: len(ADDED)], starts, axis=1)
+    largest = np.maximum.reduceat(figures.table[len(ADDED) :], starts, axis=1)
+    return piece.tensor, steps, np.concatenate((sums, largest))
 
 
 class Figures:

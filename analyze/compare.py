@@ -4,84 +4,21 @@ comparison = compare(Trace("ours.h5"), Trace("reference.h5"))
 comparison.verdict, comparison.first, comparison.to_json()
 """
 
-import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ..tracer.names import Key
 from ..tracer.text import visible
 from ..tracer.trace import Trace
 from .align import Alignment, align
+from .findings import EXIT_CODES, SHOWN, UNKNOWN, Finding, Place, Row, finite, rows_of
 from .metrics import Measured, measure
-from .noise import DIVERGED, INHERITED, MATCH, STATUSES, Noise
+from .noise import DIVERGED, INHERITED, MATCH, Noise
 from .partial import estimate_lengths
 from .pattern import describe, sample
 from .scenario import Scenario, decide
 from .tokens import TOKENS
-
-EXIT_CODES = {"match": 0, "rounding": 0, "diverged": 1, "incomparable": 2}
-UNKNOWN = "unknown"
-SHOWN = 6  # names in one sentence
-
-
-@dataclass(frozen=True)
-class Place:
-    """A tensor of one of our steps, and the op that computes it; layer None for the global ones."""
-
-    step: int
-    layer: int | None
-    tensor: str
-    op: str
-
-    @property
-    def key(self) -> Key:
-        return Key(self.layer, self.tensor)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A root cause: `id` names it (`unknown`: none was found), `evidence` is what is known."""
-
-    id: str
-    step: int
-    layer: int | None
-    tensor: str
-    confidence: float
-    evidence: str
-    fix: str = ""
-
-
-class Row(NamedTuple):
-    """One compared tensor of one step, ours (a) against the reference's (b).
-
-    `values` were compared of all that the tensor has; fewer where a log shows only some.
-    """
-
-    step: int
-    layer: int | None
-    tensor: str
-    status: str
-    nrmse: float
-    max_abs: float
-    max_rel: float
-    cosine: float
-    scale: float
-    mag_a: float
-    mag_b: float
-    added: float
-    noise: float
-    nan_a: int
-    nan_b: int
-    inf_a: int
-    inf_b: int
-    values: int
-    of: int
-
-    @property
-    def key(self) -> Key:
-        return Key(self.layer, self.tensor)
 
 
 @dataclass(frozen=True)
@@ -98,6 +35,8 @@ class Comparison:
     evidence: list[str] = field(default_factory=list)
     scenario: Scenario = field(default_factory=Scenario)
     causes: list[Finding] = field(default_factory=list)
+    added_a: np.ndarray | None = None  # [tensor, step]: the error that each op adds, by replay with the model
+    added_b: np.ndarray | None = None
 
     @property
     def exit_code(self) -> int:
@@ -121,20 +60,11 @@ class Comparison:
         """The compared tensors by step, then in execution order; from number `start` to before `stop`."""
         if self.measured is None or self.noise is None:
             return []
-        m, noise = self.measured, self.noise
-        steps, indices = np.nonzero(m.compared.T)
-        at = (indices[start:stop], steps[start:stop])
-        figures = [m.nrmse, m.total("max_abs"), m.max_rel, m.cosine, m.scale, m.mag_a, m.mag_b]
-        figures += [noise.added, noise.noise]
-        bad = [m.total(name).astype(int) for name in ("nan_a", "nan_b", "inf_a", "inf_b")]
-        bad += [m.values, np.maximum(noise.printed.total, m.values)]
-        values = zip(*(figure[at].tolist() for figure in (*figures, *bad)))
-        keys = [self.alignment.keys[index] for index in at[0].tolist()]
-        status = [STATUSES[code] for code in noise.status[at].tolist()]
-        places = zip(at[1].tolist(), keys, status)
-        return [
-            Row(step, key.layer, key.name, said, *rest) for (step, key, said), rest in zip(places, values)
-        ]
+        noise = self.noise
+        figures = (noise.added, noise.noise, noise.status)
+        replayed = (self.added_a, self.added_b)
+        total = noise.printed.total
+        return rows_of(self.alignment.keys, self.measured, figures, replayed, total, start, stop)
 
     def to_json(self) -> dict[str, Any]:
         """The stable form; NaN and infinities are None."""
@@ -152,12 +82,9 @@ class Comparison:
             "causes": [asdict(cause) for cause in self.causes],
             "coverage": self.coverage,
             "notes": self.notes,
-            "tensors": [{k: _finite(v) for k, v in row._asdict().items()} for row in self.rows()],
+            "replayed": self.added_a is not None,
+            "tensors": [{k: finite(v) for k, v in row._asdict().items()} for row in self.rows()],
         }
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compare(a: Trace, b: Trace, *, workers: int | None = None) -> Comparison:

@@ -1,106 +1,100 @@
-"""From the first divergence to its cause: which side is wrong, and what change of the op explains it.
+"""From faulty ops to their causes: which side is wrong, in which ops, and what change of an op explains it.
 
-Needs the model file.  The op is replayed in float64 from the inputs that each side recorded; the side that
-does not reproduce its own output is the one at fault, be it ours or the reference.
+Needs the model file.  What each side recorded is verified against its own inputs; an op that does not follow
+from them is at fault, be it ours or the reference's.  All faults of a trace are found, not the first alone.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+import numpy as np
+
+from ..tracer.errors import TraceError, UserError
 from ..tracer.gguf import Model
 from ..tracer.graph import Op
 from ..tracer.names import Key
 from ..tracer.trace import Trace
-from .compare import UNKNOWN, Comparison, Finding
-from .hypothesis import Hypothesis, explain, layers_explained, wrongness
-from .partial import is_partial
+from .compare import Comparison
+from .findings import UNKNOWN, Finding
+from .hypothesis import Hypothesis, explain, layers_explained
+from .noise import DIVERGED, INHERITED
+from .pattern import describe
 from .replay import NotRecorded, Replay
+from .samples import sample_of
+from .verify import Verification, verify
 
-LISTED = 3  # causes told of one side
-
-
-@dataclass(frozen=True)
-class Side:
-    """One trace at the first divergence: how far its op is from what its own inputs give (NRMSE)."""
-
-    name: str
-    replay: Replay
-    step: int
-    error: float
-
-    def is_wrong(self, limit: float) -> bool:
-        return not self.error <= limit
+LISTED = 3  # causes told of one op
+TRIES = 3  # layers in which an op of one name is looked at in vain, before the others are left alone
 
 
-def name_causes(comparison: Comparison, a: Trace, b: Trace, model: Model) -> Comparison:
-    """The comparison with the causes of its first divergence; unchanged where there is none."""
-    if comparison.first is None or comparison.noise is None:
-        return comparison
-    key = comparison.first.key
-    found: list[Finding] = []
+def verify_and_explain(trace: Trace, model: Model) -> Verification:
+    """`verify`, with the causes of what is wrong and the shape of the first fault."""
+    found = verify(trace, model)
+    if found.first is None:
+        return found
+    return replace(found, causes=[*causes_of(found)], evidence=[*_evidence_of(found)])
+
+
+def _evidence_of(found: Verification) -> Iterator[str]:
+    key, step = found.wrong[0]
+    index = found.keys.index(key)
+    error, noise = float(found.measured.nrmse[index, step]), float(found.judged.noise[index, step])
+    yield f"off by {error:.2e} (NRMSE) from its replay in float64, where rounding explains {noise:.1e}"
+    yield from describe(sample_of(found.trace, found.model, key, step), noise)
+
+
+# ---- the causes of one trace
+
+
+def causes_of(found: Verification, who: str = "") -> list[Finding]:
+    """The causes of everything that is wrong by itself, by place and then by how much they explain."""
+    first: dict[Key, int] = {}
+    for key, step in found.wrong:
+        first.setdefault(key, step)
+    replay, merged = Replay(found.trace, found.model), dict[tuple, list[Finding]]()
+    vain: dict[str, int] = {}
+    while first:
+        key, step = next(iter(first.items()))
+        del first[key]
+        if vain.get(key.name, 0) >= TRIES:
+            continue
+        hypotheses = _explained(found, replay, key, step)
+        for hypothesis in hypotheses:
+            layers = layers_explained(replay, hypothesis)
+            said = _evidence(who, replay, hypothesis, found.op(key), layers)
+            cause, share = hypothesis.cause, round(hypothesis.explained, 6)
+            finding = Finding(cause.id, step, *key, share, said, cause.fix)
+            merged.setdefault((cause.id, str(hypothesis.value)), []).append(finding)
+            if hypothesis is hypotheses[0]:
+                first = {k: at for k, at in first.items() if k.name != key.name or k.layer not in layers}
+        if not hypotheses:
+            vain[key.name] = vain.get(key.name, 0) + 1
+            told = f"{key} does not follow from its own inputs, and no known cause explains it"
+            finding = Finding(UNKNOWN, step, *key, 0.0, f"{who}: {told}" if who else told)
+            merged.setdefault((UNKNOWN, key.name), []).append(finding)
+    return [_one(findings) for findings in merged.values()]
+
+
+def _explained(found: Verification, replay: Replay, key: Key, step: int) -> list[Hypothesis]:
     try:
-        sides = list(_sides(comparison, a, b, model))
-    except NotRecorded as error:
-        return _with(comparison, [], f"the op could not be replayed: {error}")
-    if not sides:
-        why = f"it is read off a log, or no tensor of this model's architecture ({model.arch})"
-        return _with(comparison, [], f"{key} cannot be replayed: {why}")
-    index = comparison.alignment.keys.index(key)
-    limit = float(comparison.noise.noise[index, comparison.first.step])
-    told = "replayed in float64 from its own inputs, " + ", ".join(
-        f"{side.name} is off by {side.error:.1e}" for side in sides
-    )
-    wrong = [side for side in sides if side.is_wrong(limit)]
-    for side in wrong:
-        found += _findings(side, key, comparison)
-    if not wrong and len(sides) < 2:
-        told += ": so the other side is wrong, which cannot be replayed (a log, or other steps)"
-    elif not wrong:
-        told += ": neither op is wrong by itself, so their inputs or weights differ"
-    return _with(comparison, found, told)
+        return explain(replay, found.op(key), step, key)[:LISTED]
+    except NotRecorded:
+        return []
 
 
-def _sides(comparison: Comparison, a: Trace, b: Trace, model: Model) -> Iterator[Side]:
-    assert comparison.first is not None
-    key, step = comparison.first.key, a.steps[comparison.first.step]
-    same = (s.index for s in b.steps if (s.start, s.n_tokens) == (step.start, step.n_tokens))
-    for name, trace, index in (("ours", a, step.index), ("the reference", b, next(same, None))):
-        if index is None or not trace.has(key, index) or is_partial(trace.tensors[key]):
-            continue  # fed in other steps, so that it cannot be replayed step by step; or a log
-        replay = Replay(trace, model)
-        op = replay.graph.producer(key)
-        if op is not None:
-            yield Side(name, replay, index, wrongness(replay, op, index)[key])
+def _one(findings: list[Finding]) -> Finding:
+    """The same cause in several tensors as one finding, at the place where it shows first."""
+    best = findings[0]
+    return replace(best, evidence="; ".join(finding.evidence for finding in findings))
 
 
-def _findings(side: Side, key: Key, comparison: Comparison) -> Iterator[Finding]:
-    op = side.replay.graph.producer(key)
-    assert op is not None
-    assert comparison.first is not None
-    hypotheses = explain(side.replay, op, side.step, key)[:LISTED]
-    for hypothesis in hypotheses:
-        evidence = _evidence(side, hypothesis, op)
-        yield Finding(
-            hypothesis.cause.id,
-            comparison.first.step,
-            *key,
-            round(hypothesis.explained, 6),
-            evidence,
-            hypothesis.cause.fix,
-        )
-    if not hypotheses:
-        told = f"{side.name}: {key} does not follow from its own inputs, and no known cause explains it"
-        yield Finding(UNKNOWN, comparison.first.step, *key, 0.0, told)
-
-
-def _evidence(side: Side, hypothesis: Hypothesis, op: Op) -> str:
+def _evidence(who: str, replay: Replay, hypothesis: Hypothesis, op: Op, layers: list[int]) -> str:
     value = "" if hypothesis.value is None else f" with the value {hypothesis.value:.6g}"
-    layers = layers_explained(side.replay, hypothesis)
-    of = sum(1 for other in side.replay.graph.ops if other.out.name == op.out.name)
+    of = sum(1 for other in replay.graph.ops if other.out.name == op.out.name)
     where = f" in {_ranges(layers)} (of {of})" if layers else ""
     return (
-        f"{side.name}: {hypothesis.cause.id}{value} explains {hypothesis.explained:.4%} of the difference in "
-        f"{hypothesis.key.name}{where}"
+        f"{who}: " * bool(who) + f"{hypothesis.cause.id}{value} explains {hypothesis.explained:.4%} of the "
+        f"difference in {hypothesis.key.name}{where}"
     )
 
 
@@ -114,6 +108,91 @@ def _ranges(layers: list[int]) -> str:
             runs.append([layer])
     text = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
     return f"layer{'s' if len(layers) > 1 else ''} {text}"
+
+
+# ---- two traces
+
+
+def name_causes(comparison: Comparison, a: Trace, b: Trace, model: Model) -> Comparison:
+    """The comparison with both sides verified wherever they differ; unchanged where they don't.
+
+    Says which side is at fault, and why; `added_a` and `added_b` are the errors that each side's ops add.
+    """
+    if comparison.first is None or comparison.noise is None:
+        return comparison
+    status = comparison.noise.status
+    apart = [key for key, row in zip(comparison.alignment.keys, status) if (row >= INHERITED).any()]
+    try:
+        sides = {"ours": verify(a, model, targets=apart), "the reference": verify(b, model, targets=apart)}
+    except UserError as error:
+        if isinstance(error, TraceError):
+            raise
+        return _with(comparison, [], f"not replayed: {error}")
+    told = _arbitration(comparison, sides)
+    found = [finding for who, side in sides.items() for finding in causes_of(side, who)]
+    added = [_by_our_steps(comparison, side) for side in sides.values()]
+    return replace(_with(comparison, found, told), added_a=added[0], added_b=added[1])
+
+
+def _arbitration(comparison: Comparison, sides: dict[str, Verification]) -> str:
+    """Which side is wrong where the two part first."""
+    assert comparison.first is not None
+    key, said, wrong = comparison.first.key, [], []
+    for who, side in sides.items():
+        error, noise, status = _at_first(comparison, side)
+        if np.isnan(error):
+            reason = side.recompute.lost.get(key) or side.recompute.misfits.get(key)
+            said.append(f"{who} cannot be replayed" + (f" ({reason})" if reason else ""))
+            continue
+        said.append(f"{who} is off by {error:.1e} (rounding explains {noise:.1e})")
+        wrong += [who] if status == DIVERGED else []
+    if all(np.isnan(_at_first(comparison, side)[0]) for side in sides.values()):
+        return f"{key} could not be replayed: {'; '.join(said)}"
+    text = f"{key} replayed in float64 from its own inputs: {', '.join(said)}"
+    if wrong:
+        return f"{text}: {' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} wrong"
+    return f"{text}: neither op is wrong by itself, so their inputs or weights differ"
+
+
+def _at_first(comparison: Comparison, side: Verification) -> tuple[float, float, int]:
+    """Error, noise and status of one side at the first divergence; NaN where it was not verified."""
+    assert comparison.first is not None
+    key, steps = comparison.first.key, _steps_of(comparison, side, comparison.first.step)
+    if key not in side.keys or not len(steps):
+        return np.nan, np.nan, 0
+    index = side.keys.index(key)
+    error = np.where(side.measured.compared[index], side.measured.nrmse[index], np.nan)[steps]
+    if np.isnan(error).all():
+        return np.nan, np.nan, int(side.status[index, steps].max())
+    worst = int(np.nanargmax(error))
+    return (
+        float(error[worst]),
+        float(side.judged.noise[index, steps[worst]]),
+        int(side.status[index, steps].max()),
+    )
+
+
+def _steps_of(comparison: Comparison, side: Verification, step: int) -> np.ndarray:
+    """The steps of one side that feed the tokens of one of ours."""
+    ours = comparison.alignment.a.steps[step]
+    meets = (s.index for s in side.recompute.source.steps if s.start < ours.kv_len and ours.start < s.kv_len)
+    return np.array(list(meets), int)
+
+
+def _by_our_steps(comparison: Comparison, side: Verification) -> np.ndarray:
+    """The error that each op of one side adds [tensor, step], by the tensors and steps of the comparison."""
+    keys = comparison.alignment.keys
+    added = np.full((len(keys), comparison.alignment.steps), np.nan)
+    rows = [(keys.index(key), index) for index, key in enumerate(side.keys) if key in keys]
+    if not rows:
+        return added
+    to, at = (list(column) for column in zip(*rows))
+    error = np.where(side.measured.compared, side.measured.nrmse, np.nan)
+    for step in range(comparison.alignment.steps):
+        steps = _steps_of(comparison, side, step)
+        if len(steps):
+            added[to, step] = np.fmax.reduce(error[np.ix_(at, steps)], axis=1)
+    return added
 
 
 def _with(comparison: Comparison, causes: list[Finding], told: str) -> Comparison:

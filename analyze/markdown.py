@@ -7,7 +7,8 @@ import numpy as np
 
 from ..tracer.names import Key
 from ..tracer.text import visible
-from .compare import UNKNOWN, Comparison
+from .compare import Comparison
+from .findings import UNKNOWN
 from .noise import STATUSES
 from .pattern import Sample, sample
 from .report import (
@@ -63,7 +64,8 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", visible(text))
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    """The lines of a Markdown table; cells are escaped already."""
     columns = list(head)
     yield f"| {' | '.join(columns)} |"
     yield f"|{'|'.join('---' for _ in columns)}|"
@@ -75,7 +77,7 @@ def _sides(comparison: Comparison) -> Iterator[str]:
     found = comparison.alignment
     sides = (("ours (a)", found.a.trace), ("reference (b)", found.b.trace))
     rows = [(name, escape(trace.path.name), escape(describe_side(trace))) for name, trace in sides]
-    yield from _table(("", "trace", "recording"), rows)
+    yield from table(("", "trace", "recording"), rows)
     yield ""
     yield f"{escape(coverage_text(comparison))}."
     yield from (f"\n> {escape(sentence(note))}" for note in comparison.notes)
@@ -102,7 +104,7 @@ def _scenario(comparison: Comparison) -> Iterator[str]:
         yield ""
     words = {True: "yes", False: "no", None: "cannot tell"}
     rows = ((f"{k}: {HYPOTHESES[k]}", words[v.yes], escape(v.figure)) for k, v in scenario.hypotheses.items())
-    yield from _table(("hypothesis", "answer", "figure"), rows)
+    yield from table(("hypothesis", "answer", "figure"), rows)
 
 
 # ---- our value, reference value
@@ -121,7 +123,7 @@ def _values(comparison: Comparison) -> Iterator[str]:
     yield ""
     keys = [Key(layer, name) for name in SHEET] + [key for key in found.keys if key.layer is None]
     rows = [row for key in keys for row in _rows(comparison, key, step, token, head)]
-    yield from _table(("quantity", "our value", "reference value", "NRMSE", "status"), rows)
+    yield from table(("quantity", "our value", "reference value", "NRMSE", "status"), rows)
 
 
 def _spot(comparison: Comparison, step: int) -> tuple[int, int]:
@@ -195,4 +197,4 @@ def _tensors(comparison: Comparison) -> Iterator[str]:
         )
         for row in comparison.rows(start, stop)
     )
-    yield from _table(("step", "tensor", "status", *figures), rows)
+    yield from table(("step", "tensor", "status", *figures), rows)

@@ -34,13 +34,14 @@ def sample(alignment: Alignment, key: Key, step: int) -> Sample | None:
     """The rows of a tensor to look at; of several common parts the first that differs at all."""
     taken = None
     for view in alignment.views(key, step):
-        taken = _take(view, masked=key.name == "scores")
+        taken = take(view, masked=key.name == "scores")
         if np.nan_to_num(taken.d).any() or (np.isnan(taken.a) != np.isnan(taken.b)).any():
             return taken
     return taken
 
 
-def _take(view: View, masked: bool) -> Sample:
+def take(view: View, masked: bool) -> Sample:
+    """Both sides of a view, or of a sample of its tokens."""
     place = next((i for i, axis in enumerate(view.axes) if axis in ("token", "query")), 0)
     a, b = np.moveaxis(view.a, place, 0), np.moveaxis(view.b, place, 0)
     axes = (view.axes[place], *view.axes[:place], *view.axes[place + 1 :])

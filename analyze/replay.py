@@ -20,6 +20,12 @@ class NotRecorded(TraceError):
     """The trace lacks what a replay needs, and nothing recorded leads to it."""
 
 
+def graph_of(trace: Trace, model: Model) -> Graph:
+    """The model's graph, with softmax computed in the form and the tiles that the trace states."""
+    settings = {k: v for k, v in trace.header.settings.items() if k in ("softmax", "tile") and v}
+    return build_graph(model, **settings)
+
+
 class Replay:
     """Replays ops of `trace` with the weights of `model`; results are float64, shaped as recorded.
 
@@ -29,8 +35,7 @@ class Replay:
 
     def __init__(self, trace: Trace, model: Model):
         self.trace, self.model = trace, model
-        settings = {k: v for k, v in trace.header.settings.items() if k in ("softmax", "tile") and v}
-        self.graph: Graph = build_graph(model, **settings)
+        self.graph: Graph = graph_of(trace, model)
         self._weights: dict[str, np.ndarray] = {}
 
     def compute(self, op: Op, step: int) -> dict[Key, np.ndarray]:

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from ..tracer.text import visible
 from ..tracer.trace import Trace
-from .compare import UNKNOWN, Comparison, Row
+from .compare import Comparison
+from .findings import UNKNOWN, Row
 
 BEFORE, AFTER = 4, 12  # rows shown around the first divergence
 FEW = 14  # rows shown where nothing diverged

@@ -2,6 +2,7 @@
 
 import math
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -15,6 +16,20 @@ from .metrics import give_back, mapping
 CHUNK = 1 << 20  # elements that are summarised at once
 
 
+class Arrange(NamedTuple):
+    """Heads and elements of heads in another order."""
+
+    heads: np.ndarray | None
+    dims: np.ndarray | None
+
+    def __call__(self, array: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
+        """A copy of an array of these axes in this order."""
+        for name, index in (("head", self.heads), ("dim", self.dims)):
+            if index is not None and name in axes:
+                array = np.take(array, index, axes.index(name))
+        return array
+
+
 class Source:
     """The tensors of a trace by dataset: all steps joined, a block of a prefill step, or of all decode steps.
 
@@ -25,6 +40,7 @@ class Source:
     def __init__(self, trace: Trace):
         self.trace = trace
         self._written: dict[Key, np.ndarray] = {}
+        self.arranged: dict[Key, Arrange] = {}  # tensors that are to be shown in another order
         self.steps: list[Step] = [step for i, step in enumerate(trace.flushed) if step.index == i]
         tokens = max((step.kv_len for step in self.steps), default=0)
         self.step_of = np.full(tokens, -1)
@@ -69,14 +85,23 @@ class Source:
 
     def joined(self, key: Key) -> np.ndarray:
         """All rows of a token-first tensor [recorded token, ...]."""
-        return np.asarray(self.trace.rows_until(key, self.steps[-1].index))
+        return self._ordered(key, np.asarray(self.trace.rows_until(key, self.steps[-1].index)))
+
+    def _ordered(self, key: Key, array: np.ndarray, before: tuple[str, ...] = ()) -> np.ndarray:
+        if key not in self.arranged:
+            return array
+        return self.arranged[key](array, (*before, *self.trace.tensors[key].axes))
 
     def prefill(self, key: Key, step: int) -> np.ndarray:
         """A prefill step of a tensor with a query axis, in its axes."""
-        return np.asarray(self.trace.read(key, step))
+        return self._ordered(key, np.asarray(self.trace.read(key, step)))
 
     def decode(self, key: Key) -> np.ndarray:
-        """All decode steps of a tensor with a query axis [decode step, *axes], padded to the longest.
+        """All decode steps of a tensor with a query axis [decode step, *axes], padded to the longest."""
+        return self._ordered(key, self._decoded(key), ("step",))
+
+    def _decoded(self, key: Key) -> np.ndarray:
+        """The same in the order of the file.
 
         They share a dataset (docs/format.md), so where that is mapped this is a view of it.
         """

@@ -1,12 +1,17 @@
 """The cause of a first divergence, found by replay on the side that is at fault."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from ggufs import write_gguf
+from recording import record_trace
 from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.compare import compare
 from tensortrace.analyze.find import name_causes
 from tensortrace.tracer.gguf import Model
+from tensortrace.tracer.graph import Graph
+from tensortrace.tracer.names import Key
 from tensortrace.tracer.selection import Selection
 from tensortrace.tracer.trace import Trace
 
@@ -76,3 +81,78 @@ def test_with_few_tensors_recorded_the_segment_is_replayed(record_tiny: Record, 
     named = name_causes(compare(ours, reference), ours, reference, tiny_model)
     assert (named.first.layer, named.first.tensor) == (1, "q_rope")
     assert named.causes[0].id == "rope_pairing"
+
+
+def inject(*faults: str) -> Callable[[Graph], Graph]:
+    def change(graph: Graph) -> Graph:
+        for fault in faults:
+            graph = Injection.parse(fault).apply(graph)
+        return graph
+
+    return change
+
+
+def test_two_faults_of_one_trace_are_both_named(record_tiny: Record, tiny_model: Model) -> None:
+    """The second would be hidden by what it inherits from the first."""
+    ours = record_tiny(n_new=2, change=inject("norm_eps@0,attn_norm=1e-3", "rope_pairing@1,q_rope"))
+    reference = record_tiny(n_new=2)
+    named = name_causes(compare(ours, reference), ours, reference, tiny_model)
+    assert [(c.id, c.layer) for c in named.causes if c.confidence > 0.99] == [
+        ("norm_eps", 0),
+        ("rope_pairing", 1),
+    ]
+
+
+def test_a_fault_on_either_side(record_tiny: Record, tiny_model: Model) -> None:
+    ours = record_tiny(n_new=2, change=inject("attn_scale@0=0.3"))
+    reference = record_tiny(n_new=2, change=inject("gqa_map@1"))
+    named = name_causes(compare(ours, reference), ours, reference, tiny_model)
+    sides = {cause.id: cause.evidence.split(":")[0] for cause in named.causes}
+    assert sides == {"attn_scale": "ours", "gqa_map": "the reference"}
+    assert "ours is wrong" in named.evidence[-1]
+
+
+def test_the_error_that_each_side_adds(record_tiny: Record, tiny_model: Model) -> None:
+    """Inherited errors are not added ones, on whichever side; also where steps differ."""
+    ours = record_tiny(n_new=2, chunk=4)
+    reference = record_tiny(n_new=2, change=inject("norm_plus_one@0,attn_norm"))
+    named = name_causes(compare(ours, reference), ours, reference, tiny_model)
+    rows = [row for row in named.rows() if row.status in ("diverged", "inherited")]
+    assert len(rows) > 50
+    for row in rows:
+        assert row.added_a is not None
+        assert row.added_b is not None
+        assert row.added_a < 1e-5
+        wrong = row.key == Key(0, "attn_norm")
+        assert (row.added_b > 0.1) if wrong else (row.added_b < 1e-5)
+    assert "the reference is wrong" in named.evidence[-1]
+    said = named.to_json()
+    assert said["replayed"]
+    assert {"added_a", "added_b"} <= said["tensors"][0].keys()
+
+
+def test_without_a_model_nothing_is_replayed(record_tiny: Record) -> None:
+    found = compare(record_tiny(change=inject("gqa_map")), record_tiny())
+    assert not found.to_json()["replayed"]
+    assert {row.added_a for row in found.rows()} == {None}
+
+
+def test_weights_of_another_model_are_no_fault_of_an_op(
+    record_tiny: Record, tiny_model: Model, tmp_path: Path
+) -> None:
+    """Both engines do as their weights say: the file that is given tells whose those are."""
+    other = Model(write_gguf(tmp_path / "other.gguf", seed=1))
+    record_trace(other, tmp_path / "o.h5")
+    ours, reference = Trace(tmp_path / "o.h5"), record_tiny()
+    named = name_causes(compare(ours, reference), ours, reference, tiny_model)
+    assert "ours is wrong" in named.evidence[-1]
+    assert any("model files differ" in note for note in named.notes)
+
+
+def test_what_cannot_be_replayed_is_said(record_tiny: Record, tiny_model: Model) -> None:
+    some = Selection(tokens="2-", tensors="q_rope,k_rope,scores")
+    ours, reference = record_tiny(selection=some, change=inject("gqa_map")), record_tiny(selection=some)
+    named = name_causes(compare(ours, reference), ours, reference, tiny_model)
+    assert [cause.id for cause in named.causes] == ["unknown"]
+    assert "L00 scores could not be replayed" in named.evidence[-1]
+    assert "recorded for some tokens only" in named.evidence[-1]

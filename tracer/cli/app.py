@@ -13,6 +13,7 @@ from ..errors import UserError
 COMMANDS = (
     "record",
     "compare",
+    "verify",
     "anomalies",
     "import",
     "info",
