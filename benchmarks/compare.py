@@ -24,37 +24,30 @@ from typing import Any
 import h5py
 import numpy as np
 from tensortrace.analyze.compare import compare
+from tensortrace.tracer.architecture import build_graph
 from tensortrace.tracer.format import Header, TensorSpec, plan_steps
-from tensortrace.tracer.names import NAMES, Key
+from tensortrace.tracer.gguf import Model
+from tensortrace.tracer.hub import resolve
+from tensortrace.tracer.plan import tensor_specs
 from tensortrace.tracer.trace import Trace
 from tensortrace.tracer.writer import TraceWriter
 
-LAYERS = 30
-SIZES = {"dim": 576, "ffn": 1536, "vocab": 49152}  # SmolLM2-135M
-HEADS = {"q": (9, 64), "k": (3, 64), "v": (3, 64), "q_rope": (9, 64), "k_rope": (3, 64), "attn": (9, 64)}
-LEFT_OUT = ("m_tiles", "l_tiles", "router", "expert_ids", "expert_weights", "q_norm", "k_norm")
-GLOBAL = ("embd", "final_norm", "logits")
 Row = dict[str, Any]
 
 
 # ---- two traces that differ by rounding everywhere
 
 
-def specs(layers: int = LAYERS) -> list[TensorSpec]:
-    """What a recording of everything holds."""
-    kept = [name for name in NAMES if name not in LEFT_OUT and not name.endswith("post_norm")]
-    keys = [Key(layer, name) for layer in range(layers) for name in kept if name not in GLOBAL]
-    return [_spec(Key(None, "embd")), *map(_spec, keys), *(_spec(Key(None, name)) for name in GLOBAL[1:])]
+def specs(layers: int | None = None) -> list[TensorSpec]:
+    """What a recording of everything SmolLM2-135M has holds, or of its first layers."""
+    graph = build_graph(Model(resolve()))
+    declared = tensor_specs(graph, graph.outputs, "float32")
+    return [s for s in declared if layers is None or s.key.layer is None or s.key.layer < layers]
 
 
-def _spec(key: Key) -> TensorSpec:
-    axes = NAMES[key.name].axes
-    head, dim = HEADS.get(key.name, (9, SIZES["dim"]))
-    known = {**SIZES, "head": head, "dim": dim}
-    return TensorSpec(key, axes, {axis: known[axis] for axis in axes if axis in known})
-
-
-def write_pair(folder: Path, name: str, n_prompt: int, n_new: int, layers: int = LAYERS) -> tuple[Path, Path]:
+def write_pair(
+    folder: Path, name: str, n_prompt: int, n_new: int, layers: int | None = None
+) -> tuple[Path, Path]:
     """Two traces of one run, the second off by a relative 1e-7 of random sign."""
     declared, steps = specs(layers), plan_steps(n_prompt, n_new)
     paths = folder / f"{name}_a.h5", folder / f"{name}_b.h5"
