@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..tracer.axes import interleaved
 from ..tracer.names import Key
 from .align import Alignment, View
 from .blocks import MASKED
@@ -62,6 +63,7 @@ def describe(found: Sample, noise: float) -> list[str]:
     d = np.nan_to_num(found.d)
     if not d.any():
         return said
+    said += _order(found, d)
     said += _shape(found, d)
     for axis, name in ((0, "token"), *((i, "head") for i, axis in enumerate(found.axes) if axis == "head")):
         said += _where(found, d, axis, name, noise)
@@ -80,6 +82,21 @@ def _not_finite(found: Sample) -> Iterator[str]:
     bad_b = np.isnan(found.b) & ~theirs
     if bad_a.any() or bad_b.any():
         yield f"NaN or infinite: {int(bad_a.sum())} elements of ours, {int(bad_b.sum())} of the reference's"
+
+
+def _order(found: Sample, d: np.ndarray) -> Iterator[str]:
+    """Head vectors with RoPE pairs in the other order: transformers and a llama's GGUF differ so."""
+    if found.axes[-2:] != ("head", "dim") or d.shape[-1] % 2 or d.shape[-1] < 4:
+        return
+    total = float((d * d).sum())
+    for side, turned, other in (("ours", found.a, found.b), ("the reference", found.b, found.a)):
+        left = np.nan_to_num(interleaved(turned) - other)
+        if _explains(left, total):
+            yield (
+                f"{side} has the halves of RoPE pairs apart, as transformers does, and the other side by side, as "
+                f"a llama's GGUF does, which explains {_share(left, total)}; where a dump is just in the other "
+                "order, import it with --half-split"
+            )
 
 
 def _shape(found: Sample, d: np.ndarray) -> Iterator[str]:

@@ -8,6 +8,7 @@ memory at a time is one tensor and what the writer has not written yet.
 import os
 import platform
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .axes import ROTATED, interleaved
 from .dump import Dump
 from .errors import UserError
 from .format import Header, TensorSpec, numpy_dtype
-from .names import NAMES
+from .names import NAMES, Key
 from .schema import Placed, Schema, settle
 from .writer import TraceWriter
 
@@ -79,16 +81,31 @@ def _write(path: Path, dump: Dump, schema: Schema) -> int:
         by_step[item.step.index].append(item)
     steps, specs = list(schema.steps.values()), list(schema.specs.values())
     recorded = [token for step in steps for token in range(step.start, step.kv_len)]
+    turned = _turned(specs) if dump.half_split else set()
     with TraceWriter(path, _header(dump), specs, steps, recorded=recorded) as writer:
         _write_tokens(writer, dump, schema)
         for step in steps:
             for item in by_step[step.index]:
                 key = item.piece.key
-                writer.write(step.index, key, _load(item, schema.specs[key]))
+                values = _load(item, schema.specs[key])
+                writer.write(step.index, key, interleaved(values) if key in turned else values)
             writer.end_step(step.index)
         if not dump.end:
             writer.finish()
     return writer.bytes_written
+
+
+def _turned(specs: Iterable[TensorSpec]) -> set[Key]:
+    """The tensors whose elements go from transformers' order into GGUF's."""
+    rotated = [spec for spec in specs if spec.key.name in ROTATED]
+    for spec in rotated:
+        if spec.axes[-2:] != ("head", "dim") or spec.sizes["dim"] % 2:
+            raise UserError(
+                f"--half-split: {spec.key} shows no heads of an even size: give --model or --heads"
+            )
+    if not rotated:
+        raise UserError("--half-split: there is no Q or K to put into another order")
+    return {spec.key for spec in rotated}
 
 
 def _write_tokens(writer: TraceWriter, dump: Dump, schema: Schema) -> None:

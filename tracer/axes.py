@@ -16,6 +16,7 @@ from .names import NAMES, Key
 
 _QUERY_NAMES = ("q", "q_norm", "q_rope", "attn", "scores", "probs", "m", "l", "m_tiles", "l_tiles")
 _KEY_NAMES = ("k", "k_norm", "k_rope", "v")
+ROTATED = ("q", "k", "q_norm", "k_norm", "q_rope", "k_rope")  # whose elements are in an order that RoPE minds
 
 
 @dataclass(frozen=True)
@@ -148,3 +149,9 @@ def infer_heads(arrangements: Iterable[tuple[Key, Arrangement]]) -> Heads:
         elif count and tensor.name in _KEY_NAMES:
             key = key or count
     return Heads(query, key)
+
+
+def interleaved(half_split: np.ndarray) -> np.ndarray:
+    """Q or K [..., dim] with the RoPE pairs (i, i + dim/2) in GGUF's order, where they are (2i, 2i + 1)."""
+    *outer, dim = half_split.shape
+    return half_split.reshape(*outer, 2, dim // 2).swapaxes(-1, -2).reshape(*outer, dim)

@@ -55,6 +55,7 @@ class Dump:
     end: str = ""
     notes: list[str] = field(default_factory=list)
     tokens: tuple[int, ...] = ()  # ids by position, where they are not known by step
+    half_split: bool = False  # Q and K are to be put from transformers' order into that of a llama's GGUF
     only: tuple[range, ...] | None = None  # the numbers of the steps to keep; None keeps all
 
     def keeps(self, number: int) -> bool:

@@ -39,6 +39,7 @@ class Options:
     rank: int | None = None
     tokens: tuple[int, ...] = ()
     prompt_tokens: int | None = None
+    half_split: bool = False
     heads: Heads = field(default_factory=Heads)
     model: "Model | None" = None
     engine: str = ""
@@ -139,7 +140,15 @@ def _with_options(dump: Dump, source: Path, format_name: str, options: Options) 
     if options.prompt_tokens is not None:
         first = min((*steps, *(piece.step for piece in dump.pieces)), default=0)
         steps[first] = replace(dump.step(first), n_tokens=options.prompt_tokens, start=0)
-    return replace(dump, header=header, heads=heads, only=only, tokens=tokens, steps=steps)
+    return replace(
+        dump,
+        header=header,
+        heads=heads,
+        only=only,
+        tokens=tokens,
+        steps=steps,
+        half_split=options.half_split,
+    )
 
 
 def model_facts(model: "Model | Checkpoint") -> dict[str, Any]:

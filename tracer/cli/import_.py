@@ -35,6 +35,12 @@ def command(
         int | None,
         typer.Option(min=1, help="Tokens of the first pass, where the source has its last one's rows."),
     ] = None,
+    half_split: Annotated[
+        bool,
+        typer.Option(
+            "--half-split", help="Q and K are in transformers' order; put them into a llama GGUF's."
+        ),
+    ] = False,
     steps: Annotated[str, typer.Option(help="Forward passes to import: 0-3,10.")] = "",
     rank: Annotated[
         int | None, typer.Option(min=0, help="Whose dump, where several processes wrote.")
@@ -77,6 +83,7 @@ def command(
         rank=rank,
         tokens=_ids(tokens),
         prompt_tokens=prompt_tokens,
+        half_split=half_split,
         heads=Heads(heads, kv_heads),
         model=_model(model),
         engine=engine,

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..axes import ROTATED, interleaved
 from ..engine import declare, softmax_state
 from ..errors import MissingExtra, ModelError, UserError
 from ..format import Step, TensorSpec
@@ -33,7 +34,6 @@ RUNS_GRAPH = False  # it does without ours, but for the names of ops
 DTYPES = ("float32", "float16", "bfloat16")
 # a GGUF of these has the two of a RoPE pair side by side
 PERMUTED = ("llama", "mistral", "mixtral", "smollm3", "granite")
-ROTATED = ("q", "k", "q_norm", "k_norm", "q_rope", "k_rope")
 LOGITS = Key(None, "logits")
 
 
@@ -201,12 +201,6 @@ class _Layout:
         if key.name in self._heads_first:
             array = array.swapaxes(0, 1)
         return interleaved(array) if self.permuted and key.name in ROTATED else array
-
-
-def interleaved(half_split: np.ndarray) -> np.ndarray:
-    """Q or K [..., dim] with the RoPE pairs (i, i + dim/2) in GGUF's order, where they are (2i, 2i + 1)."""
-    *outer, dim = half_split.shape
-    return half_split.reshape(*outer, 2, dim // 2).swapaxes(-1, -2).reshape(*outer, dim)
 
 
 def _numpy(tensor: Any) -> np.ndarray:

@@ -5,9 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from dumps import import_and_compare, import_or_refuse, refused, tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from recording import record_trace
+from tensortrace.analyze.compare import compare
+from tensortrace.tracer.errors import UserError
+from tensortrace.tracer.gguf import Model
+from tensortrace.tracer.importer import Options, import_dump
 from tensortrace.tracer.trace import Trace
 
 
@@ -54,3 +60,25 @@ def test_damaged_archives(tmp_path: Path, junk: bytes, at: int, cut: int, compre
     at = min(at, len(data))
     (tmp_path / "a.npz").write_bytes(data[:at] + junk + data[at + cut :])
     import_or_refuse(tmp_path / "a.npz")
+
+
+def test_q_and_k_in_transformers_order(tmp_path: Path, tiny_model: Model) -> None:
+    """As SGLang or vLLM have them, whose weights are those of the original checkpoint, not of the GGUF."""
+    record_trace(tiny_model, tmp_path / "exact.h5", n_new=1)
+    with Trace(tmp_path / "exact.h5") as exact:
+        arrays = {key: exact.read(key, 0) for key in exact.tensors if key.name in ("q", "k_rope", "v")}
+        for key, array in arrays.items():
+            if key.name != "v":
+                apart = array.reshape(*array.shape[:-1], -1, 2).swapaxes(-1, -2)  # the halves of each pair
+                arrays[key] = apart.reshape(array.shape)
+        np.savez(tmp_path / "a.npz", **{f"layers.{key.layer}.{key.name}": a for key, a in arrays.items()})
+        for half_split, code in ((False, 1), (True, 0)):
+            output = tmp_path / f"{half_split}.h5"
+            import_dump(tmp_path / "a.npz", output, Options(half_split=half_split))
+            with Trace(output) as trace:
+                found = compare(trace, exact)
+                assert found.exit_code == code
+                assert any("--half-split" in text for text in found.evidence) != half_split
+    np.savez(tmp_path / "flat.npz", **{"layers.0.q": np.ones((3, 64), np.float32)})
+    with pytest.raises(UserError, match="give --model or --heads"):
+        import_dump(tmp_path / "flat.npz", tmp_path / "x.h5", Options(half_split=True))
