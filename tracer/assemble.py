@@ -100,9 +100,7 @@ def _turned(specs: Iterable[TensorSpec]) -> set[Key]:
     rotated = [spec for spec in specs if spec.key.name in ROTATED]
     for spec in rotated:
         if spec.axes[-2:] != ("head", "dim") or spec.sizes["dim"] % 2:
-            raise UserError(
-                f"--half-split: {spec.key} shows no heads of an even size: give --model or --heads"
-            )
+            raise UserError(f"--half-split: {spec.key} has no heads of an even size: give --model or --heads")
     if not rotated:
         raise UserError("--half-split: there is no Q or K to put into another order")
     return {spec.key for spec in rotated}

@@ -38,7 +38,7 @@ def command(
     half_split: Annotated[
         bool,
         typer.Option(
-            "--half-split", help="Q and K are in transformers' order; put them into a llama GGUF's."
+            "--half-split", help="Put Q and K from transformers' order into that of a llama's GGUF."
         ),
     ] = False,
     steps: Annotated[str, typer.Option(help="Forward passes to import: 0-3,10.")] = "",
