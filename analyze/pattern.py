@@ -93,9 +93,9 @@ def _order(found: Sample, d: np.ndarray) -> Iterator[str]:
         left = np.nan_to_num(interleaved(turned) - other)
         if _explains(left, total):
             yield (
-                f"{side} has the halves of RoPE pairs apart, as transformers does, and the other side by side, "
-                f"as a llama's GGUF does, which explains {_share(left, total)}; where a dump is just in that "
-                "order, import it with --half-split"
+                f"{side} has the halves of RoPE pairs apart, as transformers, the other side by side, as a "
+                f"llama's GGUF: this explains {_share(left, total)}; where a dump is just in that order, "
+                "import it with --half-split"
             )
 
 
