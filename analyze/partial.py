@@ -4,8 +4,10 @@ What was printed is an interval: the value is at most `rounding` away.  A differ
 leads out of that interval, so one that printing alone explains is 0.  Values that were not printed are NaN in
 the trace and left out on both sides.  For them there are the sums that newer logs state: n values added up in
 float32 give a sum that is off by no more than LAMBDA sqrt(n) u of the sum of magnitudes (Higham & Mary 2019,
-doi:10.1137/18M1226312: all but one in 1000), and rounding errors of random sign whose L2 norm is e move the
-sum by e, the sum of squares by 2 e |x|.  docs/format.md has the conventions.
+doi:10.1137/18M1226312: all but one in 1000).  Errors whose L2 norm is e move the sum by sqrt(n) e at most
+(Cauchy-Schwarz; those of quantised models come near it: 8-bit activations shift all logits alike), and the
+sum of squares by 2 e |x|.  e is what the printed values show, MARGIN times, and what printing hides, but no
+more than rounding explains.  docs/format.md has the conventions.
 """
 
 from collections import defaultdict
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from .metrics import Measured
 
 LAMBDA = 4.0
+MARGIN = 4.0  # by how much more than the printed values the others may be off
 UNIT = 2.0**-24  # float32's
 LAST_DIGIT = 0.5e-6  # sums are printed with six decimals
 
@@ -135,6 +138,7 @@ class Printed:
     def __init__(self, found: "Alignment", measured: "Measured"):
         self.keys = {key for key in found.keys if found.is_partial(key)}
         shape = measured.compared.shape
+        self._nrmse = measured.nrmse
         self.precision, self.total = np.zeros(shape), np.zeros(shape, int)
         self.sums: dict[int, list[Sum]] = defaultdict(list)
         for key in self.keys:
@@ -145,14 +149,19 @@ class Printed:
             for step in np.flatnonzero(measured.compared[index]).tolist():
                 for view in found.views(key, step):
                     self.total[index, step] += view.a.size
-                self.sums[index] += _sums(found, key, step)
+                self.sums[index] += _sums(found, key, step, float(measured.rms_b[index, step]))
 
     def off(self, index: int, noise: np.ndarray) -> np.ndarray:
         """Where a stated sum differs by more than the NRMSE `noise` [step] explains [step]."""
         wrong = np.zeros(len(noise), bool)
         for each in self.sums.get(index, ()):
-            wrong[each.step] |= each.is_off(float(noise[each.step]))
+            wrong[each.step] |= each.is_off(self._error(index, each.step, float(noise[each.step])))
         return wrong
+
+    def _error(self, index: int, step: int, noise: float) -> float:
+        """What NRMSE a whole tensor may have: printed values tell of a part, and printing hides some."""
+        shown = MARGIN * self._nrmse[index, step] + self.precision[index, step]
+        return float(np.fmin(noise, shown))
 
     def told(self, found: "Alignment", index: int, step: int, compared: int, noise: float) -> Iterator[str]:
         """Sentences on what of a tensor and step was compared, and on its sums."""
@@ -164,7 +173,7 @@ class Printed:
         within = f", within the printed precision ({slack:.0e})" if slack else ""
         yield f"{compared} of {whole} values were printed and compared{within}"
         for each in self.sums.get(index, ()):
-            if each.step == step and each.is_off(noise):
+            if each.step == step and each.is_off(self._error(index, step, noise)):
                 yield (
                     f"the {each.kind} over {each.values} values is {each.stated:.6g} in the log and "
                     f"{each.found:.6g} on the other side: what was not printed differs, too"
@@ -190,8 +199,11 @@ class _Side(NamedTuple):
         return None if stated is None or self.said.get("sum_of") != "all" else float(stated)
 
 
-def _sums(found: "Alignment", key: Key, step: int) -> Iterator[Sum]:
-    """The sums that either side states of a step that both have whole; of two logs what both state."""
+def _sums(found: "Alignment", key: Key, step: int, rms: float) -> Iterator[Sum]:
+    """The sums that either side states of a step that both have whole; of two logs what both state.
+
+    `rms` is that of the printed values.
+    """
     for view in found.plain_views(key, step):
         sides = []
         for source, array in ((found.a, view.a), (found.b, view.b)):
@@ -206,15 +218,17 @@ def _sums(found: "Alignment", key: Key, step: int) -> Iterator[Sum]:
                 if stated is None:
                     continue
                 if not other.partial:
-                    yield _sum(step, kind, stated, values)
+                    yield _sum(step, kind, stated, values, rms)
                 elif other.stated(kind) is not None and (other.step.n_tokens, other.rows) == (
                     log.step.n_tokens,
                     log.rows,
                 ):
-                    yield _sum(step, kind, stated, values, other.stated(kind))
+                    yield _sum(step, kind, stated, values, rms, other.stated(kind))
 
 
-def _sum(step: int, kind: str, stated: float, values: np.ndarray, known: float | None = None) -> Sum:
+def _sum(
+    step: int, kind: str, stated: float, values: np.ndarray, rms: float, known: float | None = None
+) -> Sum:
     """Against the other side's values, or the sum `known` of it where these are just some of them."""
     shown = values if known is None else values[~np.isnan(values)]
     share = values.size / max(shown.size, 1)
@@ -222,9 +236,10 @@ def _sum(step: int, kind: str, stated: float, values: np.ndarray, known: float |
     added = shown if kind == "sum" else squares
     with np.errstate(invalid="ignore"):  # inf - inf
         total = float(added.sum()) if known is None else known
-    length = float(np.sqrt(squares.sum() * share))
+    # errors are no smaller where values are: relative to those that were printed
+    length = max(float(np.sqrt(squares.sum() * share)), rms * np.sqrt(values.size))
     exact = LAST_DIGIT + LAMBDA * np.sqrt(values.size) * UNIT * float(np.abs(added).sum() * share)
-    per_error = LAMBDA * length if kind == "sum" else 2 * length * length
+    per_error = np.sqrt(values.size) * length if kind == "sum" else 2 * length * length
     name = {"sum": "sum", "sum_sq": "sum of squares"}[kind]
     return Sum(step, name, stated, total, values.size, exact * (1 if known is None else 2), per_error)
 
