@@ -63,6 +63,27 @@ def rounding(spec: TensorSpec) -> float:
     return float(stated) if isinstance(stated, (int, float)) and 0 <= stated < np.inf else 0.0
 
 
+def _told(said: Mapping[str, Any], name: str, step: int) -> Any:
+    """What conventions tell of a step; None where that is nothing, or nothing that a reader knows."""
+    steps = said.get(name)
+    return steps.get(str(step)) if isinstance(steps, dict) else None
+
+
+def stated_sum(said: Mapping[str, Any], kind: str, step: int) -> float | None:
+    """`sum` or `sum_sq` of a step, NaN and infinities included; None where the log has none."""
+    told = _told(said, kind, step)
+    try:
+        return float(told) if isinstance(told, (int, float, str)) else None
+    except ValueError:
+        return None
+
+
+def printed_nans(said: Mapping[str, Any], step: int) -> int:
+    """At how many places of a step a log shows NaN."""
+    told = _told(said, "nan", step)
+    return len(told) if isinstance(told, list) else 0
+
+
 def as_printed(view: "View", specs: tuple[TensorSpec, TensorSpec], steps: tuple[Step, Step]) -> "View":
     """A view in float64 of which only what both sides show differs, and that by what printing cannot explain.
 
@@ -86,8 +107,9 @@ def as_printed(view: "View", specs: tuple[TensorSpec, TensorSpec], steps: tuple[
 def _printed_nans(spec: TensorSpec, step: Step, view: "View") -> np.ndarray:
     """Where the log shows NaN, in the shape of the side's part of the view."""
     whole = np.zeros(spec.shape(step.n_tokens, step.kv_len), bool)
-    stated = spec.conventions.get("nan", {}).get(str(step.index), [])
-    whole.reshape(-1)[[place for place in stated if 0 <= place < whole.size]] = True
+    stated = _told(spec.conventions, "nan", step.index)
+    places = [place for place in stated if type(place) is int] if isinstance(stated, list) else []
+    whole.reshape(-1)[[place for place in places if 0 <= place < whole.size]] = True
     part = whole.take(view.tokens - step.start, _row_axis(spec))
     if spec.axes == view.axes:  # of later keys than both steps see
         part = part[tuple(map(slice, view.a.shape))]
@@ -191,12 +213,12 @@ class _Side(NamedTuple):
     @property
     def rows(self) -> int:
         """How many rows of the step were computed: the last ones."""
-        return int(self.said.get("computed_rows", {}).get(str(self.step.index), self.step.n_tokens))
+        told = _told(self.said, "computed_rows", self.step.index)
+        return told if type(told) is int and 0 < told <= self.step.n_tokens else self.step.n_tokens
 
     def stated(self, kind: str) -> float | None:
         """The sum over all rows that were computed; that of printed values tells no more than they do."""
-        stated = self.said.get(kind, {}).get(str(self.step.index))
-        return None if stated is None or self.said.get("sum_of") != "all" else float(stated)
+        return stated_sum(self.said, kind, self.step.index) if self.said.get("sum_of") == "all" else None
 
 
 def _sums(found: "Alignment", key: Key, step: int, rms: float) -> Iterator[Sum]:

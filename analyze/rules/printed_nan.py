@@ -1,7 +1,7 @@
 import numpy as np
 
 from ...tracer.names import execution_order
-from ..partial import is_partial
+from ..partial import is_partial, printed_nans, stated_sum
 from ..rule import Hit, Rule
 
 
@@ -21,15 +21,18 @@ class PrintedNan(Rule):
             said = trace.tensors[key].conventions
             if is_partial(trace.tensors[key]):
                 self.judged += 1
-                sums = (
-                    step for step, stated in said.get("sum", {}).items() if not np.isfinite(float(stated))
-                )
-                found += [(int(step), key) for step in sorted({*said.get("nan", {}), *sums})]
+                found += [(step.index, key) for step in trace.flushed if _is_bad(said, step.index)]
         found.sort(key=lambda entry: (entry[0], execution_order(entry[1])))
         if found:
             step, key = found[0]
-            count = len(trace.tensors[key].conventions.get("nan", {}).get(str(step), []))
+            count = printed_nans(trace.tensors[key].conventions, step)
             shown = f"shows NaN at {count} places" if count else "states a sum that is no number"
             more = f", and so do {len(found) - 1} later ones" if len(found) > 1 else ""
             message = f"the log {shown} of {key.name}{more}"
             yield Hit(key.name, count, "finite numbers", message, key.layer, sorted({at for at, _ in found}))
+
+
+def _is_bad(said, step):
+    """Whether NaN was printed, or the sum is no number."""
+    total = stated_sum(said, "sum", step)
+    return printed_nans(said, step) > 0 or (total is not None and not np.isfinite(total))

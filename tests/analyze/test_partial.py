@@ -9,6 +9,8 @@ import pytest
 from ggufs import write_gguf
 from recording import record_trace
 from rich.console import Console
+from rule_traces import write
+from tensortrace.analyze.anomaly import find_anomalies
 from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.compare import Comparison, compare
 from tensortrace.analyze.find import name_causes
@@ -196,3 +198,21 @@ def test_the_cause_is_named_where_a_log_is_the_reference(model: Model, tmp_path:
             compare(trace, bad), trace, bad, model
         )  # ours is the log: it is the other's fault
         assert other.causes[0].id == "rope_pairing"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"nan": 3, "sum": [1], "computed_rows": "x", "rounding": "much"},
+        {"nan": {"0": ["a", -1, 10**9, True]}, "sum": {"0": "what"}, "computed_rows": {"0": -2}},
+        {"nan": {"0": 7}, "sum": {"0": None}, "sum_sq": {"0": {}}, "rounding": -1},
+        {"rounding": float("inf"), "computed_rows": {"0": 99}, "sum": {"0": 1e400}},
+    ],
+)
+def test_conventions_that_make_no_sense_do_no_harm(tmp_path: Path, said: dict) -> None:
+    arrays = {"resid_out": np.ones((12, 4), np.float32)}
+    told = {"resid_out": {"conventions": {"partial": True, "sum_of": "all", **said}}}
+    odd, plain = write(tmp_path / "a.h5", arrays, declared=told), write(tmp_path / "b.h5", arrays)
+    for a, b in ((odd, plain), (plain, odd), (odd, odd)):
+        assert compare(a, b).coverage["compared"] == 1
+    assert find_anomalies(odd).run
