@@ -20,6 +20,7 @@ HEADER = re.compile(
     r"debug\w*:\s+(?P<name>.*?) = \((?P<type>\w+)\)\s+(?P<op>\w[\w ]*?)"
     r"\((?P<sources>.*)\) = \{(?P<sizes>\d+, \d+, \d+, \d+)\}"
 )
+_PROMPT = re.compile(r"number of input tokens = (\d{1,8})\s*$")
 _SOURCE = re.compile(r"([^{},]*)\{[\d, ]*\}?")
 _SUM = re.compile(r"(sum|sum_sq)\s*=\s*([-+.\w]+)")
 _LAST = re.compile(r"\]|(?:sum|sum_sq)\s*=\s*(?:\S+\.\d{6}|\S*nan|\S*inf)")  # a whole line
@@ -83,6 +84,25 @@ def read_nodes(path: Path) -> tuple[list[Node], str]:
     if nodes and not end and not (line.endswith("\n") or _LAST.fullmatch(line.strip())):
         end = "the log is cut off inside its last line"
     return nodes, end
+
+
+def read_prompt(path: Path) -> tuple[int, ...]:
+    """The ids that `llama-eval-callback` echoes in front of the nodes, one a line; none where it does not."""
+    count = 0
+    ids: list[int] = []
+    with path.open("rb") as file:
+        for raw in file:
+            line = _clean(raw)
+            last = (line.split() or [""])[-1]
+            if match := _PROMPT.search(line):
+                count, ids = int(match[1]), []
+            elif ") = {" in line or (count and not (last.isdecimal() and len(last) < 10)):
+                break
+            elif count:
+                ids.append(int(last))
+                if len(ids) == count:
+                    return tuple(ids)
+    return ()
 
 
 def _clean(raw: bytes) -> str:

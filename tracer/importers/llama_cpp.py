@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..errors import UserError
 from ..format import Header
 from ..ggml import activations
 from ..importer import Options
-from ..llama_log import HEADER, Node, load, printed_nans, read_nodes, sums_are_of_printed
+from ..llama_log import HEADER, Node, load, printed_nans, read_nodes, read_prompt, sums_are_of_printed
 from ..names import NAMES, Key
 from ..printed import MAX_ELEMENTS
 from ..translate import BY_WEIGHT, LLAMA_CPP, Target, own_key
@@ -63,9 +64,11 @@ def read(path: Path, options: Options) -> Dump:
         start += tokens
     if shown:
         notes.append(f"left out {shown} nodes that show another one's values, or a tensor before its bias")
+    ids, ends = read_prompt(path), accumulate(info.n_tokens or 0 for info in steps.values())
+    known = ids if len(ids) in ends else ()
     settings = {"activation": activations(options.model)} if options.model else {}
     header = Header(engine="llama.cpp", settings=settings)
-    return Dump(_same_ranks(pieces), steps, header, end=end, notes=notes)
+    return Dump(_same_ranks(pieces), steps, header, end=end, notes=notes, tokens=known)
 
 
 def _has_something(node: Node) -> bool:

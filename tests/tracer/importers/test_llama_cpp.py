@@ -186,6 +186,17 @@ def test_printed_nans_are_placed_in_what_is_stored(tmp_path: Path) -> None:
             assert trace.tensors[Key(0, name)].conventions["nan"]["0"] == [expected]
 
 
+@pytest.mark.parametrize("prefix", ["", "0.00.012.345 I "])
+def test_ids_that_are_echoed_are_known(tmp_path: Path, prefix: str) -> None:
+    echoed = "".join(f"{prefix}  {token}\n" for token in IDS)
+    log = (LOGS / "2026-03-common-debug.log").read_text()
+    for count, known in ((8, True), (9, False)):
+        (tmp_path / "a.log").write_text(f"{prefix}number of input tokens = {count}\n{echoed}{log}")
+        import_dump(tmp_path / "a.log", tmp_path / "a.h5", Options())
+        with Trace(tmp_path / "a.h5") as trace:
+            assert list(trace.tokens) == ([*IDS, -1] if known else [-1] * 9)
+
+
 def test_a_log_that_is_cut_off_says_so(tmp_path: Path) -> None:
     whole = (LOGS / "2025-09-sum-of-all.log").read_bytes()
     ends = set()
