@@ -147,7 +147,9 @@ class Rule:
         for need in self.needs:
             names = need.split("|")
             if not self.context.recorded.intersection(names):
-                return f"{' or '.join(names)} not recorded"
+                known = [spec for key, spec in self.context.trace.tensors.items() if key.name in names]
+                whole = " whole: a log shows some values" if any(map(is_partial, known)) else ""
+                return f"{' or '.join(names)} not recorded{whole}"
         return None
 
     def see(self, block: Block) -> Iterable[Hit]:

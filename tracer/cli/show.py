@@ -55,8 +55,11 @@ def command(
         if chosen.size:
             shown, note = grid(chosen, axes, _labels(trace, step, part))
             console.print(shown)
-            if note:
-                console.print(f"\n{note}")
+            notes = [note] if note else []
+            if spec.conventions.get("partial"):
+                notes.append("nan: not printed in the log that this was read off")
+            if notes:
+                console.print("\n" + "\n".join(notes))
 
 
 def find(trace: "Trace", name: str, layer: int | None) -> "Key":

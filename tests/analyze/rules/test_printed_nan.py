@@ -24,6 +24,7 @@ def test_a_healthy_log_is_quiet(tmp_path, path):
     assert found(trace, "printed_nan") == []
     report = find_anomalies(trace)
     assert (report.findings, report.run) == ([], ["printed_nan"])
+    assert report.skipped["probs_sum"].startswith("probs or probs.stats not recorded")
 
 
 def test_a_printed_nan_is_told(tmp_path):

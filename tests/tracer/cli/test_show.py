@@ -83,3 +83,13 @@ def test_statistics_of_a_run_recorded_without_tensors(record_tiny):
     trace = record_tiny(n_new=2, stats_only=True)
     assert run("show", trace.path, "1.q.l2").out.startswith("L01 q.l2, step 0 (prefill): token 10, head 4")
     assert run("show", trace.path, "scores.stats", "--step", "1").code == 0
+
+
+def test_what_a_log_does_not_show_is_told(tmp_path):
+    from pathlib import Path
+
+    from tensortrace.tracer.importer import Options, import_dump
+
+    log = Path(__file__).parents[2] / "golden" / "logs" / "2026-03-common-debug.log"
+    import_dump(log, tmp_path / "a.h5", Options())
+    assert "not printed in the log" in run("show", tmp_path / "a.h5", "embd").out
