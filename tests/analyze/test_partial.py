@@ -75,6 +75,17 @@ def test_a_log_and_the_exact_trace_of_the_run_are_equal(
         json.dumps(found.to_json(), allow_nan=False)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_log_of_a_model_that_nobody_names(name: str, exact: Trace, tmp_path: Path) -> None:
+    """Then nothing tells that its weights are float32, or how heads share a row: less is known, none wrong."""
+    import_dump(LOGS / f"{name}.log", tmp_path / "log.h5", Options())
+    with Trace(tmp_path / "log.h5") as trace:
+        for found in (compare(exact, trace), compare(trace, exact)):
+            assert found.exit_code == 0, found.sentence
+            assert found.coverage["incomparable"] == 0
+            assert max(row.nrmse for row in found.rows()) < 1e-5
+
+
 FAULTS = {  # and what shows it, the first that a log has (some are shortened)
     "rope_pairing": ("q_rope",),
     "attn_scale=0.6": ("scores", "probs", "attn"),
