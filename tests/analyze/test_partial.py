@@ -77,7 +77,7 @@ def test_a_log_and_the_exact_trace_of_the_run_are_equal(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_log_of_a_model_that_nobody_names(name: str, exact: Trace, tmp_path: Path) -> None:
-    """Then nothing tells that its weights are float32, or how heads share a row: less is known, none wrong."""
+    """Then nothing tells that its weights are float32, or how heads share a row: less is known."""
     import_dump(LOGS / f"{name}.log", tmp_path / "log.h5", Options())
     with Trace(tmp_path / "log.h5") as trace:
         for found in (compare(exact, trace), compare(trace, exact)):
