@@ -17,9 +17,14 @@ from tensortrace.tracer.gguf import Model
 SHOWN = 3  # first and last of each axis
 
 
-def print_run(model: Path, prompt: Sequence[int], generated: Sequence[int], log: Path) -> None:
-    """Feed the prompt at once, then token by token what was generated, and write the log."""
-    engine = llama_cpp.Engine(None, Model(model))
+def print_run(
+    model: Path, prompt: Sequence[int], generated: Sequence[int], log: Path, **options: Any
+) -> None:
+    """Feed the prompt at once, then token by token what was generated, and write the log.
+
+    `options` are those of the engine.
+    """
+    engine = llama_cpp.Engine(None, Model(model), **options)
     with log.open("w") as file:
 
         def look(address: int, ask: bool, _: Any) -> bool:
@@ -49,6 +54,8 @@ def _node(ggml: Any, address: int) -> Iterator[str]:
     sizes = ", ".join(map(str, node.sizes))
     computed = f"{node.op:>10}({first}, {second}}})"
     yield f"common_debug_cb_eval: {node.name:>24} = ({kind}) {computed} = {{{sizes}}}\n"
+    if kind.startswith("q"):  # of quantised ones there is just the line
+        return
     values = ggml.view(address).astype(np.float32)
     for part in values:
         yield "    [\n"

@@ -232,6 +232,7 @@ _BY_NAME = {
     "l_out": "resid_out",
     "result_output": "logits",
 }
+ROTATION = "attn_inp_v_rot"  # with a quantised KV cache V is rotated before it is stored, and attn back after
 # whose form with three axes tells the number of heads
 _HEADS = dict.fromkeys(("q", "q_norm", "q_rope", "attn"), "Qcur") | {"v": "Vcur"}
 _HEADS |= dict.fromkeys(("k", "k_norm", "k_rope"), "Kcur")
@@ -268,10 +269,14 @@ def _keys(node: Node) -> Iterator[Key]:
 
 
 def _find_unnamed(layer: int, found: dict[Key, Node]) -> None:
-    """What only its place tells: the inputs of the down projection and of the feed-forward norm."""
+    """What only its place tells: the inputs of both projections back and of the feed-forward norm."""
     down, norm, post, middle = (
         found.get(Key(layer, name)) for name in ("ffn_out", "ffn_norm", "attn_post_norm", "resid_mid")
     )
+    if (out := found.get(Key(layer, "attn_out"))) and out.product:
+        read = out.product.sources[1].base
+        if read.op == "MUL_MAT" and read.sources[0].name == ROTATION:  # kqv_out is not turned back yet
+            found[Key(layer, "attn")] = read
     if down and down.product:
         found[Key(layer, "act")] = down.product.sources[1].base
     if norm and not middle and (source := norm.sources[0].sources[0]).op == "ADD" and source.title[1] is None:

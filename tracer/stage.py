@@ -48,8 +48,9 @@ class Stage:
         """What there is of a tensor, in runs of neighbours: their steps and [step, ...]."""
         kept = self._kept[key]
         have = [(step, row) for step, row in self._steps.items() if kept[row]]
-        for _, run in groupby(have, lambda entry: entry[0] - entry[1]):
-            steps, rows = zip(*run, strict=True)
+        # neighbours here and in the file: a step in between may lack the tensor, or have no row
+        for _, run in groupby(enumerate(have), lambda at: (at[1][1] - at[0], at[1][0] - at[0])):
+            steps, rows = zip(*(entry for _, entry in run), strict=True)
             yield list(steps), self._rows[key][rows[0] : rows[-1] + 1]
 
     def clear(self) -> None:

@@ -94,6 +94,26 @@ def test_round_trip(tmp_path_factory, prompt: int, new: int, chunk: int | None, 
                     assert trace.read(spec.key, step.index).tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("lacking", [{2}, {1, 3}, {2, 4, 5}])
+def test_decode_steps_that_lack_a_tensor(tmp_path: Path, lacking: set[int]) -> None:
+    """Some are gathered and written together; what lies between two of them is not theirs."""
+    steps = plan_steps(2, 7)
+    with TraceWriter(tmp_path / "a.h5", Header(engine="test"), [Q, PROBS], steps) as writer:
+        for step in steps:
+            for spec in (Q, PROBS):
+                if spec is PROBS or step.index not in lacking:
+                    writer.write(step.index, spec.key, values(spec, step))
+            writer.end_step(step.index)
+        writer.finish()
+    with Trace(tmp_path / "a.h5") as trace:
+        assert list(trace.damaged()) == []
+        for step in steps:
+            assert trace.has(Q.key, step.index) == (step.index not in lacking)
+            for spec in (Q, PROBS):
+                if trace.has(spec.key, step.index):
+                    assert trace.read(spec.key, step.index).tobytes() == values(spec, step).tobytes()
+
+
 def test_tensors_without_rows_are_kept_whole(tmp_path: Path) -> None:
     """Such as a table of angles: there is nothing to choose tokens of."""
     table = TensorSpec(Key(None, "angles"), ("axis0", "axis1"), {"axis0": 5, "axis1": 2})

@@ -20,7 +20,7 @@ import numpy as np
 from ..dump import Dump, Piece, StepInfo
 from ..errors import UserError
 from ..format import Header
-from ..ggml import activations
+from ..ggml import ROTATION, activations
 from ..importer import Options
 from ..llama_log import HEADER, Node, load, printed_nans, read_nodes, read_prompt, sums_are_of_printed
 from ..names import NAMES, Key
@@ -121,6 +121,8 @@ class _Log:
             elif target.key in chosen and not _replaces(node, target, *chosen[target.key]):
                 continue
             chosen[target.key] = node, target
+            if node.sources[:1] == (ROTATION,) and node.sources[1].startswith("kqv_out"):
+                chosen.pop(Key(layer, "attn"), None)  # it was still rotated
         for node, target in chosen.values():
             yield self._piece(node, target, step, start, tokens)
 

@@ -80,7 +80,9 @@ def test_what_makes_no_sense_beside_a_program(program: tuple[str, str], tmp_path
 
 @pytest.mark.llamacpp
 def test_llama_cpp_with_flash_attention_and_other_caches(tmp_path: Path) -> None:
-    model = write_gguf(tmp_path / "wide.gguf", head_dim=32)  # whole blocks of a quantised cache
+    model = write_gguf(
+        tmp_path / "wide.gguf", head_dim=64
+    )  # whole blocks of a quantised cache, which is rotated
     errors = []
     for name, options in (
         ("f32", ("--kv-type", "f32")),
