@@ -113,7 +113,93 @@ def norms_behind(weights: Weights) -> Weights:
     return kept
 
 
+def mixture(weights: Weights) -> Weights:
+    """Four experts of 40 in place of each feed-forward block."""
+    rng = np.random.default_rng(2)
+    made = {name: values for name, values in weights.items() if ".ffn_" not in name or "norm" in name}
+    for name in [name for name in weights if name.endswith("ffn_gate.weight")]:
+        block, width = name.removesuffix("ffn_gate.weight"), weights[name].shape[1]
+        shapes = {"gate": (4, 40, width), "up": (4, 40, width), "down": (4, width, 40)}
+        drawn = {f"ffn_{n}_exps": rng.normal(0, s[-1] ** -0.5, s) for n, s in shapes.items()}
+        drawn["ffn_gate_inp"] = rng.normal(0, 2 * width**-0.5, (4, width))
+        made |= {f"{block}{n}.weight": values.astype(np.float32) for n, values in drawn.items()}
+    return made
+
+
+def with_shared_expert(weights: Weights) -> Weights:
+    rng = np.random.default_rng(3)
+    made = mixture(weights)
+    for name in [
+        name for name in weights if name.endswith(("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"))
+    ]:
+        made[name.replace(".weight", "_shexp.weight")] = weights[name]
+    for name in [name for name in made if name.endswith("ffn_gate_inp.weight")]:
+        width = made[name].shape[1]
+        made[name.replace("inp", "inp_shexp")] = rng.normal(0, width**-0.5, width).astype(np.float32)
+    return made
+
+
+def gpt_oss(weights: Weights) -> Weights:
+    """A mixture of experts with biases everywhere, and a sink for each head."""
+    rng = np.random.default_rng(4)
+    made = mixture(weights)
+    for name in list(made):
+        if name.endswith(("_exps.weight", "ffn_gate_inp.weight", "attn_output.weight")):
+            bias = rng.normal(0, 0.2, made[name].shape[:-1])
+            made[name.replace(".weight", ".bias")] = bias.astype(np.float32)
+        if name.endswith("attn_q.bias"):
+            made[name.replace("attn_q.bias", "attn_sinks.weight")] = rng.normal(0, 1, 8).astype(np.float32)
+        if name.endswith("ffn_norm.weight"):
+            made[name.replace("ffn_norm", "post_attention_norm")] = made.pop(name)
+    return made
+
+
+def gpt2(weights: Weights) -> Weights:
+    """Q, K and V as one matrix, learned positions, no gate, and a bias for every norm and product."""
+    rng = np.random.default_rng(5)
+    made = {name: values for name, values in fused(weights).items() if name != "output.weight"}
+    for name in [name for name in made if name.endswith("ffn_up.weight")]:
+        made[name] = weights[name]
+    for name in [name for name in made if name != "token_embd.weight"]:
+        made[name.replace(".weight", ".bias")] = rng.normal(0, 0.2, len(made[name])).astype(np.float32)
+    width = made["token_embd.weight"].shape[1]
+    return made | {"position_embd.weight": rng.normal(0, 0.5, (512, width)).astype(np.float32)}
+
+
+EXPERTS = {
+    "expert_count": 4,
+    "expert_used_count": 2,
+    "expert_feed_forward_length": 40,
+}
+INSIDE_EXPERTS = frozenset({"expert_gate", "expert_up", "expert_act", "expert_out"})
+GPT_OSS = EIGHTH | {"tied": False, "bias": True, "change": gpt_oss, "metadata": EXPERTS | WINDOW}
+MIXTURE = {"change": mixture, "metadata": EXPERTS}
+
+
 CASES = [
+    *cases(
+        "llama",
+        each({"mixtral": THIRD, "mixtral-alike": ALIKE}, **MIXTURE, ff=40),
+        unseen_by_torch=INSIDE_EXPERTS,
+    ),
+    *cases("qwen3moe", each(HEADS, **MIXTURE, qk_norm=True), unseen_by_torch=INSIDE_EXPERTS),
+    *cases(
+        "qwen2moe",
+        each(
+            EVEN,
+            tied=False,
+            bias=True,
+            change=with_shared_expert,
+            metadata=EXPERTS | {"expert_shared_feed_forward_length": 96},
+        ),
+        unseen_by_torch=INSIDE_EXPERTS,
+    ),
+    *cases(
+        "gpt-oss",
+        {"eighth": GPT_OSS, "fourth": GPT_OSS | {"kv_heads": 2, "head_dim": 20}},
+        unseen_by_llama_cpp=frozenset({"m", "l"}),
+        unseen_by_torch=INSIDE_EXPERTS | {"m", "l"},
+    ),
     *cases(
         "llama",
         HEADS
@@ -157,5 +243,19 @@ CASES = [
         each(HEADS, metadata=MULTIPLIERS),
         unseen_by_llama_cpp=frozenset({"raw_logits"}),
         unseen_by_torch=frozenset({"raw_logits"}),
+    ),
+    *cases(
+        "gpt2",
+        {
+            name: {
+                "heads": heads,
+                "kv_heads": heads,
+                "head_dim": size,
+                "change": gpt2,
+                "metadata": {"attention.layer_norm_epsilon": 1e-5},
+            }
+            for name, heads, size in (("one", 1, 24), ("three", 3, 40), ("eight", 8, 12))
+        },
+        unseen_by_llama_cpp=frozenset({"tok_embd"}),
     ),
 ]

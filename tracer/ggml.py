@@ -214,6 +214,8 @@ _BY_WEIGHT = {weight: name for weight, name in BY_WEIGHT.items() if name not in 
 _BY_NAME = {
     "embd": "embd",
     "inp_scaled": "embd",
+    "pos_embd": "pos_embd",
+    "inpL": "embd",  # with positions added
     "Qcur VIEW": "q",  # parts of a fused product
     "Kcur VIEW": "k",
     "Vcur VIEW": "v",
@@ -228,13 +230,19 @@ _BY_NAME = {
     "ffn_moe_weights_softmax": "expert_weights",
     "ffn_moe_weights_norm": "expert_weights",
     "ffn_moe_weights_scaled": "expert_weights",
-    "ffn_moe_out": "ffn_out",
+    "ffn_moe_swiglu": "expert_act",
+    "ffn_moe_geglu": "expert_act",
+    "ffn_moe_swiglu_oai": "expert_act",
+    "ffn_moe_out": "moe_out",
+    "ffn_out ADD": "ffn_out",  # with what the shared expert gives
     "l_out": "resid_out",
     "result_output": "logits",
 }
 # whose form with three axes tells the number of heads
 _HEADS = dict.fromkeys(("q", "q_norm", "q_rope", "attn"), "Qcur") | {"v": "Vcur"}
 _HEADS |= dict.fromkeys(("k", "k_norm", "k_rope"), "Kcur")
+
+_SLOTS = ("expert_gate", "expert_up", "expert_act", "expert_out")  # one row for each expert of a token
 
 
 def resolve(nodes: Iterable[Node], tokens: int) -> dict[Key, Capture]:
@@ -269,9 +277,12 @@ def _keys(node: Node) -> Iterator[Key]:
 
 def _find_unnamed(layer: int, found: dict[Key, Node]) -> None:
     """What only its place tells: the inputs of the down projection and of the feed-forward norm."""
+    if Key(layer, "moe_out") in found and Key(layer, "shared_out") not in found:
+        found[Key(layer, "ffn_out")] = found.pop(Key(layer, "moe_out"))
     down, norm, post, middle = (
         found.get(Key(layer, name)) for name in ("ffn_out", "ffn_norm", "attn_post_norm", "resid_mid")
     )
+    down = found.get(Key(layer, "shared_out"), down)
     if down and down.product:
         found[Key(layer, "act")] = down.product.sources[1].base
     if norm and not middle and (source := norm.sources[0].sources[0]).op == "ADD" and source.title[1] is None:
@@ -284,6 +295,8 @@ def _find_unnamed(layer: int, found: dict[Key, Node]) -> None:
 def _capture(key: Key, node: Node, tokens: int, heads: dict[tuple[str, int | None], int]) -> Capture:
     width = prod(node.sizes) // tokens
     count = heads.get((_HEADS.get(key.name, ""), key.layer))
+    if key.name in _SLOTS:
+        count = node.sizes[1]
     sizes = (width,) if count is None else (count, width // count)
     return Capture(key, node, sizes, conventions=_conventions(node))
 

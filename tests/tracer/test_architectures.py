@@ -5,6 +5,7 @@ eighth; head sizes that are no power of two; tied and untied heads; prompts long
 the context before RoPE scaling.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from shutil import rmtree
@@ -158,6 +159,30 @@ def test_phi3_has_the_window_that_llama_cpp_leaves_out(windowed_phi3: Model, tmp
 
 def without_window(op: Op) -> Op:
     return op.with_params(window=None) if op.kind == "attention" else op
+
+
+@pytest.mark.torch
+@pytest.mark.llamacpp
+def test_gpt_oss_has_a_ramp_that_llama_cpp_rounds(tmp_path: Path) -> None:
+    """YaRN's `truncate: false` of the models' configuration and OpenAI's own code; ggml rounds always."""
+    from tensortrace.tracer.engines import llama_cpp
+
+    yarn = architectures.YARN | {"rope.scaling.original_context_length": 64}
+    metadata = architectures.EXPERTS | architectures.WINDOW | yarn
+    shape = architectures.GPT_OSS | {"rope_base": 50.0, "metadata": metadata}
+    model = Model(write_gguf(tmp_path / "model.gguf", "gpt-oss", **shape))
+    check_against_transformers(model, TOKENS, tmp_path / "folder", architectures.INSIDE_EXPERTS | {"m", "l"})
+    theirs = run(llama_cpp.Engine(build_graph(model), model), TOKENS)
+    check(ours(model, TOKENS, change=with_whole_pairs), theirs, 1e-4, TILES | {"m", "l"})
+    k_rope = Key(0, "k_rope")
+    assert nrmse(ours(model, TOKENS)[0][k_rope], theirs[0][k_rope]) > 1e-3
+
+
+def with_whole_pairs(op: Op) -> Op:
+    if op.kind != "rope":
+        return op
+    low, high = op.params["ramp"]
+    return op.with_params(ramp=(math.floor(low), math.ceil(high)))
 
 
 @pytest.mark.torch
