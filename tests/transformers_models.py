@@ -239,7 +239,7 @@ def state_dict(model: Model) -> dict[str, Any]:
     import torch
 
     made = gpt2_state_dict(model) if model.arch == "gpt2" else llama_like_state_dict(model)
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in made.items()}
+    return {name: torch.tensor(values) for name, values in made.items()}
 
 
 def llama_like_state_dict(model: Model) -> dict[str, np.ndarray]:

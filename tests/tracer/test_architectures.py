@@ -58,7 +58,9 @@ class Taken:
 
 def run(engine: Any, tokens: Sequence[int]) -> Seen:
     """Every tensor of every step as `engine` computes it: a prompt, then the last three tokens one by one."""
-    session = engine.start(engine.available(), len(tokens))
+    keys = engine.available()
+    assert [spec.key for spec in engine.specs(keys, "float32")] == keys
+    session = engine.start(keys, len(tokens))
     seen: Seen = []
     for step in plan_steps(len(tokens) - 3, 4):
         taken = Taken(engine, step)
@@ -219,7 +221,7 @@ def with_gelu_of(theirs: Seen) -> Callable[[Op], Op]:
     """Puts llama.cpp's own GELU into our graph: its CPU backend looks it up in a table of 16-bit numbers."""
 
     def change(op: Op) -> Op:
-        if op.kind != "gelu" and op.params.get("activation") != "gelu":
+        if op.kind != "gelu" and op.params.get("activation") != "gelu_tanh":
             return op
         values = iter([step[op.out] for step in theirs])
 

@@ -56,6 +56,9 @@ class Engine:
         self.version = f"torch {version('torch')}, transformers {version('transformers')}"
         self.settings = {"attention": "eager", "threads": torch.get_num_threads()}
         self._layout = _Layout(self._model.config)
+        self._attentions = [
+            m for m in self._model.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")
+        ]
         self._sizes = self._dry_run()
 
     def available(self) -> list[Key]:
@@ -95,7 +98,7 @@ class Engine:
 
     def _conventions(self, key: Key) -> dict[str, Any]:
         if key.name in ATTENTION_EXTRAS:
-            attention = next(m for m in self._model.modules() if getattr(m, "layer_idx", None) == key.layer)
+            attention = next(m for m in self._attentions if m.layer_idx == key.layer)
             caps = {"softcap": cap} if (cap := getattr(attention, "attn_logit_softcapping", None)) else {}
             derived = {"derived": True} if key.name in ("m", "l") else {}
             return {"scale": float(attention.scaling), **caps, **derived}
