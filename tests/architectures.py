@@ -214,8 +214,6 @@ CASES = [
     *cases(
         "gemma2",
         each(HEADS, **GEMMA, metadata=WINDOW | CAPS),
-        unseen_by_llama_cpp=frozenset({"raw_logits"}),
-        unseen_by_torch=frozenset({"raw_logits"}),
     ),
     *cases(
         "gemma3",
@@ -241,8 +239,6 @@ CASES = [
     *cases(
         "granite",
         each(HEADS, metadata=MULTIPLIERS),
-        unseen_by_llama_cpp=frozenset({"raw_logits"}),
-        unseen_by_torch=frozenset({"raw_logits"}),
     ),
     *cases(
         "gpt2",
@@ -256,6 +252,5 @@ CASES = [
             }
             for name, heads, size in (("one", 1, 24), ("three", 3, 40), ("eight", 8, 12))
         },
-        unseen_by_llama_cpp=frozenset({"tok_embd"}),
     ),
 ]

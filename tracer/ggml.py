@@ -255,6 +255,7 @@ def resolve(nodes: Iterable[Node], tokens: int) -> dict[Key, Capture]:
             heads[node.title] = node.sizes[1]
     for layer in {key.layer for key in found if key.layer is not None}:
         _find_unnamed(layer, found)
+    _find_ends(found)
     captures = {key: _capture(key, node, tokens, heads) for key, node in found.items()}
     for key in [key for key in captures if key.name == "probs"]:
         captures |= {capture.key: capture for capture in _attention(captures[key])}
@@ -290,6 +291,18 @@ def _find_unnamed(layer: int, found: dict[Key, Node]) -> None:
     if post and middle and not norm and post.sources[0].sources[0] is middle:
         # a norm before the feed-forward block that the file calls post_attention_norm
         found[Key(layer, "ffn_norm")] = found.pop(Key(layer, "attn_post_norm"))
+
+
+def _find_ends(found: dict[Key, Node]) -> None:
+    """The embedding that positions are added to, and the head's product where logits are scaled or capped."""
+    embd, logits = (found.get(Key(None, name)) for name in ("embd", "logits"))
+    if embd and Key(None, "pos_embd") in found:
+        found[Key(None, "tok_embd")] = embd.sources[0]
+    product = logits
+    while product and product.op in ("SCALE", "TANH"):
+        product = product.sources[0]
+    if product and product is not logits:
+        found[Key(None, "raw_logits")] = product
 
 
 def _capture(key: Key, node: Node, tokens: int, heads: dict[tuple[str, int | None], int]) -> Capture:

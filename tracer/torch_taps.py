@@ -85,6 +85,9 @@ def taps(model: Any) -> list[Tap]:
     for inner, name in _GLOBAL.items():
         if hasattr(decoder, inner):
             found.append(Tap(Key(None, name), getattr(decoder, inner), f"{root}.{inner}"))
+    text = model.config.get_text_config()
+    if getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_scaling", 1) != 1:
+        found.append(Tap(Key(None, "raw_logits"), model.get_output_embeddings(), "lm_head"))
     for index, layer in enumerate(layers):
         modules = dict(layer.named_modules())
         path = f"{root}.{inner_of}.{index}"
