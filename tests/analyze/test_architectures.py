@@ -4,46 +4,27 @@ from pathlib import Path
 
 import engine_golden as golden
 import pytest
-from architectures import CASES, TOKENS, Case
+from architecture import ARCHITECTURES, CASES, TOKENS, Case
 from ggufs import write_gguf
 from recording import nrmse, record_trace
 from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.compare import compare
 from tensortrace.analyze.find import name_causes
 from tensortrace.analyze.replay import Replay
-from tensortrace.tracer.architecture import build_graph, supported
+from tensortrace.tracer.architecture import build_graph
 from tensortrace.tracer.gguf import Model
 from tensortrace.tracer.graph import Op
 from tensortrace.tracer.trace import Trace
 
-FAULTS = {  # what goes wrong in ports of each
-    "llama": ("rope_pairing", "gqa_map", "norm_placement"),
-    "qwen2": ("qkv_bias", "rope_pairing", "norm_eps=1e-3"),
-    "qwen3": ("norm_plus_one@q_norm", "rope_theta=1e6", "rope_pairing"),
-    "qwen2moe": ("qkv_bias", "gqa_map", "norm_plus_one@ffn_norm"),
-    "qwen3moe": ("norm_plus_one@k_norm", "rope_theta=1e6", "attn_scale"),
-    "gemma2": ("norm_plus_one", "gqa_map", "norm_plus_one@ffn_post_norm"),
-    "gemma3": ("norm_plus_one@q_norm", "rope_theta@5=1e4", "norm_plus_one@attn_post_norm"),
-    "phi3": ("rope_pairing", "dequant_layout@k", "causal_mask"),
-    "smollm3": ("rope_pairing", "rope_position", "gqa_map"),
-    "olmo2": ("norm_eps@q_norm=1e-3", "norm_plus_one@ffn_post_norm", "kv_slot"),
-    "granite": ("attn_scale=0.2887", "rope_pairing", "gqa_map"),
-    "gpt2": ("qkv_bias", "causal_mask", "attn_scale"),
-    "gpt-oss": ("rope_pairing", "qkv_bias", "norm_plus_one@ffn_norm"),
-}
-SHAPES = {case.arch: case for case in reversed(CASES) if "alike" not in case.name}
+FAULTS = [(arch, fault) for arch, entry in ARCHITECTURES.items() for fault in entry.faults]
 
 
-def test_every_architecture_has_faults() -> None:
-    assert set(FAULTS) == set(supported())
-    assert all(len(faults) == 3 for faults in FAULTS.values())
-
-
-@pytest.mark.parametrize(
-    ("arch", "fault"), [(arch, fault) for arch, faults in FAULTS.items() for fault in faults]
-)
+@pytest.mark.parametrize(("arch", "fault"), FAULTS)
 def test_a_typical_fault_is_named(arch: str, fault: str, tmp_path: Path) -> None:
-    model, injection = write(SHAPES[arch], tmp_path), Injection.parse(fault)
+    model, injection = (
+        write(next(case for case in CASES if case.arch == arch), tmp_path),
+        Injection.parse(fault),
+    )
     record_trace(model, tmp_path / "a.h5", TOKENS[:-3], n_new=3, change=injection.apply)
     record_trace(model, tmp_path / "b.h5", TOKENS[:-3], n_new=3)
     with Trace(tmp_path / "a.h5") as ours, Trace(tmp_path / "b.h5") as reference:
