@@ -25,15 +25,18 @@ EXPRESSIONS = {"dequantize.cu": [f"dequantize<{t}, {w}>" for t in gpu.STORAGE.va
 
 
 class Blocks(NamedTuple):
-    """A matrix [rows, columns] in a GGUF type; `data` is uint8 [rows, bytes of a row], on host or GPU."""
+    """A matrix [rows, columns], or one for each expert, in a GGUF type; on host or GPU.
+
+    `data` is uint8 [..., rows, bytes of a row].
+    """
 
     data: Any
     kind: str
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, ...]:
         weights, size = LAYOUT[self.kind]
-        return self.data.shape[0], self.data.shape[1] // size * weights
+        return *self.data.shape[:-1], self.data.shape[-1] // size * weights
 
 
 def cpu(blocks: Blocks) -> np.ndarray:

@@ -17,8 +17,8 @@ def silu(x: np.ndarray) -> np.ndarray:
     return np.divide(x, e, out=e)
 
 
-ACTIVATIONS = {"silu": silu, "gelu": gelu}
-FUNCTORS = {"silu": "Silu", "gelu": "Gelu"}  # their names in glu.cu
+ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu}
+FUNCTORS = {"silu": "Silu", "gelu_tanh": "Gelu"}  # their names in glu.cu
 EXPRESSIONS = {"glu.cu": [f"glu<{t}, {f}>" for t in gpu.STORAGE.values() for f in FUNCTORS.values()]}
 
 

@@ -20,7 +20,7 @@ class GpuWeights:
         self._held: dict[str, Any] = {}
 
     def weight(self, name: str) -> Any:
-        """`Blocks` [out, in] of a matrix; a float32 array of a vector."""
+        """`Blocks` [out, in] of a matrix, [expert, out, in] of several; a float32 array of a vector."""
         if name not in self._held:
             self._held[name] = self._upload(name)
         return self._held[name]
@@ -34,7 +34,7 @@ class GpuWeights:
         else:
             kind = PLAIN[self._dtype]
             raw = self.model.weight(name, np.float32).astype(numpy_dtype(self._dtype))
-        data = np.ascontiguousarray(raw).view(np.uint8).reshape(self.model.shape(name)[0], -1)
+        data = np.ascontiguousarray(raw).view(np.uint8).reshape(*self.model.shape(name)[:-1], -1)
         return Blocks(self._device.upload(data), kind)
 
     def nbytes(self, names: set[str]) -> int:

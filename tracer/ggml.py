@@ -214,6 +214,8 @@ _BY_WEIGHT = {weight: name for weight, name in BY_WEIGHT.items() if name not in 
 _BY_NAME = {
     "embd": "embd",
     "inp_scaled": "embd",
+    "pos_embd": "pos_embd",
+    "inpL": "embd",  # with positions added
     "Qcur VIEW": "q",  # parts of a fused product
     "Kcur VIEW": "k",
     "Vcur VIEW": "v",
@@ -228,7 +230,11 @@ _BY_NAME = {
     "ffn_moe_weights_softmax": "expert_weights",
     "ffn_moe_weights_norm": "expert_weights",
     "ffn_moe_weights_scaled": "expert_weights",
-    "ffn_moe_out": "ffn_out",
+    "ffn_moe_swiglu": "expert_act",
+    "ffn_moe_geglu": "expert_act",
+    "ffn_moe_swiglu_oai": "expert_act",
+    "ffn_moe_out": "moe_out",
+    "ffn_out ADD": "ffn_out",  # with what the shared expert gives
     "l_out": "resid_out",
     "result_output": "logits",
 }
@@ -236,6 +242,8 @@ ROTATION = "attn_inp_v_rot"  # with a quantised KV cache V is rotated before it 
 # whose form with three axes tells the number of heads
 _HEADS = dict.fromkeys(("q", "q_norm", "q_rope", "attn"), "Qcur") | {"v": "Vcur"}
 _HEADS |= dict.fromkeys(("k", "k_norm", "k_rope"), "Kcur")
+
+_SLOTS = ("expert_gate", "expert_up", "expert_act", "expert_out")  # one row for each expert of a token
 
 
 def resolve(nodes: Iterable[Node], tokens: int) -> dict[Key, Capture]:
@@ -248,6 +256,7 @@ def resolve(nodes: Iterable[Node], tokens: int) -> dict[Key, Capture]:
             heads[node.title] = node.sizes[1]
     for layer in {key.layer for key in found if key.layer is not None}:
         _find_unnamed(layer, found)
+    _find_ends(found)
     captures = {key: _capture(key, node, tokens, heads) for key, node in found.items()}
     for key in [key for key in captures if key.name == "probs"]:
         captures |= {capture.key: capture for capture in _attention(captures[key])}
@@ -270,9 +279,12 @@ def _keys(node: Node) -> Iterator[Key]:
 
 def _find_unnamed(layer: int, found: dict[Key, Node]) -> None:
     """What only its place tells: the inputs of both projections back and of the feed-forward norm."""
+    if Key(layer, "moe_out") in found and Key(layer, "shared_out") not in found:
+        found[Key(layer, "ffn_out")] = found.pop(Key(layer, "moe_out"))
     down, norm, post, middle = (
         found.get(Key(layer, name)) for name in ("ffn_out", "ffn_norm", "attn_post_norm", "resid_mid")
     )
+    down = found.get(Key(layer, "shared_out"), down)
     if (out := found.get(Key(layer, "attn_out"))) and out.product:
         read = out.product.sources[1].base
         if read.op == "MUL_MAT" and read.sources[0].name == ROTATION:  # kqv_out is not turned back yet
@@ -286,9 +298,23 @@ def _find_unnamed(layer: int, found: dict[Key, Node]) -> None:
         found[Key(layer, "ffn_norm")] = found.pop(Key(layer, "attn_post_norm"))
 
 
+def _find_ends(found: dict[Key, Node]) -> None:
+    """The embedding that positions are added to, and the head's product where logits are scaled or capped."""
+    embd, logits = (found.get(Key(None, name)) for name in ("embd", "logits"))
+    if embd and Key(None, "pos_embd") in found:
+        found[Key(None, "tok_embd")] = embd.sources[0]
+    product = logits
+    while product and product.op in ("SCALE", "TANH"):
+        product = product.sources[0]
+    if product and product is not logits:
+        found[Key(None, "raw_logits")] = product
+
+
 def _capture(key: Key, node: Node, tokens: int, heads: dict[tuple[str, int | None], int]) -> Capture:
     width = prod(node.sizes) // tokens
     count = heads.get((_HEADS.get(key.name, ""), key.layer))
+    if key.name in _SLOTS:
+        count = node.sizes[1]
     sizes = (width,) if count is None else (count, width // count)
     return Capture(key, node, sizes, conventions=_conventions(node))
 

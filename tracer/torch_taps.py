@@ -25,6 +25,7 @@ _LAYER: dict[str, Place] = {
     "gate": ("mlp.gate_proj", False),
     "up": ("mlp.up_proj", False),
     "act": ("mlp.down_proj", True),
+    "shared_out": ("mlp.shared_expert", False),
     "ffn_out": ("mlp", False),
     "resid_out": ("", False),
 }
@@ -42,6 +43,19 @@ _BOTH_NORMS: dict[str, Place] = _POST_NORM | {
     "ffn_norm": ("pre_feedforward_layernorm", False),
 }
 
+_GPT2: dict[str, Place] = {
+    "attn_norm": ("ln_1", False),
+    "attn_out": ("attn.c_proj", False),
+    "resid_mid": ("ln_2", True),
+    "ffn_norm": ("ln_2", False),
+    "up": ("mlp.c_fc", False),
+    "act": ("mlp.c_proj", True),
+    "ffn_out": ("mlp", False),
+    "resid_out": ("", False),
+}
+# a module of the decoder -> what it gives, where it has it
+_GLOBAL = {"wte": "tok_embd", "wpe": "pos_embd", "norm": "final_norm", "ln_f": "final_norm"}
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -52,6 +66,7 @@ class Tap:
     path: str
     is_input: bool = False
     columns: tuple[int, int] | None = None
+    item: int = 0  # of an output that is a tuple
 
     @property
     def source(self) -> str:
@@ -61,54 +76,76 @@ class Tap:
 def taps(model: Any) -> list[Tap]:
     """Where a transformers decoder shows our tensors, all but those inside attention and the logits."""
     decoder = model.get_decoder()
-    if not hasattr(decoder, "layers"):
-        raise ModelError(f"{type(model).__name__} has no list of layers: hook it with record_module instead")
     root = next(path for path, module in model.named_modules() if module is decoder)
-    found = [
-        Tap(Key(None, "embd"), decoder.layers[0], f"{root}.layers.0", is_input=True),
-        Tap(Key(None, "final_norm"), decoder.norm, f"{root}.norm"),
-    ]
-    for index, layer in enumerate(decoder.layers):
+    inner_of = next((name for name in ("layers", "h") if hasattr(decoder, name)), None)
+    if inner_of is None:
+        raise ModelError(f"{type(model).__name__} has no list of layers: hook it with record_module instead")
+    layers = getattr(decoder, inner_of)
+    found = [Tap(Key(None, "embd"), layers[0], f"{root}.{inner_of}.0", is_input=True)]
+    for inner, name in _GLOBAL.items():
+        if hasattr(decoder, inner):
+            found.append(Tap(Key(None, name), getattr(decoder, inner), f"{root}.{inner}"))
+    text = model.config.get_text_config()
+    if getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_scaling", 1) != 1:
+        found.append(Tap(Key(None, "raw_logits"), model.get_output_embeddings(), "lm_head"))
+    for index, layer in enumerate(layers):
         modules = dict(layer.named_modules())
-        path = f"{root}.layers.{index}"
-        for name, (inner, is_input) in (_LAYER | _norms(modules)).items():
+        path = f"{root}.{inner_of}.{index}"
+        for name, (inner, is_input) in _places(modules).items():
             if inner in modules:
                 tap = Tap(Key(index, name), modules[inner], f"{path}.{inner}".removesuffix("."), is_input)
                 found.append(tap)
+        found += _expert_taps(index, path, modules)
         found += _fused_taps(index, path, modules, head_sizes(model.config))
     return found
 
 
-def _norms(modules: Mapping[str, Any]) -> dict[str, Place]:
-    """Where the norms around the blocks are; post_attention_layernorm is before or after, by its company."""
+def _places(modules: Mapping[str, Any]) -> dict[str, Place]:
+    """Where a layer shows our tensors; which norm post_attention_layernorm is, its company tells."""
+    if "ln_1" in modules:
+        return _GPT2
     if "pre_feedforward_layernorm" in modules:
-        return _BOTH_NORMS
-    return _POST_NORM if "post_feedforward_layernorm" in modules else _PRE_NORM
+        return _LAYER | _BOTH_NORMS
+    return _LAYER | (_POST_NORM if "post_feedforward_layernorm" in modules else _PRE_NORM)
 
 
 def head_sizes(config: Any) -> tuple[int, int, int]:
     """Heads, KV heads, and the size of a head, of a transformers configuration."""
     text = config.get_text_config()
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return text.num_attention_heads, text.num_key_value_heads, size
+    return text.num_attention_heads, getattr(text, "num_key_value_heads", text.num_attention_heads), size
 
 
 def _fused_taps(
     index: int, path: str, modules: Mapping[str, Any], sizes: tuple[int, int, int]
 ) -> Iterator[Tap]:
     """Tensors that are columns of one projection."""
-    if qkv := modules.get("self_attn.qkv_proj"):
+    fused = next((name for name in ("self_attn.qkv_proj", "attn.c_attn") if name in modules), None)
+    if fused:
         queries, keys = sizes[0] * sizes[2], sizes[1] * sizes[2]
         for name, columns in {
             "q": (0, queries),
             "k": (queries, queries + keys),
             "v": (queries + keys, queries + 2 * keys),
         }.items():
-            yield Tap(Key(index, name), qkv, f"{path}.self_attn.qkv_proj", columns=columns)
+            yield Tap(Key(index, name), modules[fused], f"{path}.{fused}", columns=columns)
     if both := modules.get("mlp.gate_up_proj"):
         half = both.out_features // 2
         for name, first in (("gate", 0), ("up", half)):
             yield Tap(Key(index, name), both, f"{path}.mlp.gate_up_proj", columns=(first, first + half))
+
+
+def _expert_taps(index: int, path: str, modules: Mapping[str, Any]) -> Iterator[Tap]:
+    """What the router of a mixture of experts gives, and the feed-forward block that all tokens share."""
+    for inner in ("mlp.gate", "mlp.router"):
+        if inner in modules:
+            for item, name in enumerate(("router", "expert_weights", "expert_ids")):
+                yield Tap(Key(index, name), modules[inner], f"{path}.{inner}", item=item)
+    if "mlp.shared_expert" in modules:
+        yield Tap(Key(index, "moe_out"), modules["mlp.experts"], f"{path}.mlp.experts")
+        for name, inner in (("gate", "gate_proj"), ("up", "up_proj"), ("act", "down_proj")):
+            module = f"mlp.shared_expert.{inner}"
+            yield Tap(Key(index, name), modules[module], f"{path}.{module}", is_input=name == "act")
 
 
 @contextmanager
@@ -124,7 +161,7 @@ def watched(places: Iterable[Tap], keep: Keep) -> Iterator[None]:
 
 def _take(tap: Tap, keep: Keep, _: Any, args: tuple, kwargs: dict[str, Any], output: Any = None) -> None:
     tensor = (args[0] if args else next(iter(kwargs.values()))) if tap.is_input else output
-    tensor = tensor[0] if isinstance(tensor, tuple) else tensor
+    tensor = tensor[tap.item] if isinstance(tensor, tuple) else tensor
     keep(tap.key, tensor if tap.columns is None else tensor[..., slice(*tap.columns)])
 
 

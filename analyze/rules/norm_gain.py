@@ -28,22 +28,30 @@ class NormGain(Rule):
             gain = model.weight(op.weights[0]).astype(np.float64)
             if block.has(name) and block.raw(name).shape[-1] == len(gain):
                 self.judged += 1
-                yield from self._judge(block, name, gain)
+                yield from self._judge(block, op, gain)
             elif block.has(f"{name}.stats"):
                 self.judged += 1
                 size = block.summary(name, "rms") / np.abs(gain).max()
                 yield from self._report(block, name, size, size > self.ABOVE, "of its largest gain")
 
-    def _judge(self, block, name, gain):
-        used = gain != 0
+    def _judge(self, block, op, gain):
+        used, name = gain != 0, op.out.name
         parts = []
         for part in block.parts(name):
             unit = part[..., used] / gain[used]
             parts.append(np.sqrt((unit * unit).mean(-1)).reshape(len(part), -1).mean(1))
-        size = np.concatenate(parts)
+        size = np.concatenate(parts) / self._right(block, op)
         small = used.all() & (size < self.BELOW)  # a few dimensions may hold nearly all of the square
         bad = (size > self.ABOVE) | small
         yield from self._report(block, name, size, bad & np.isfinite(size), "once its gain is divided out")
+
+    def _right(self, block, op):
+        """The root of ms/(ms + eps) of the input, where recorded: some blocks of Gemma 3 add very little."""
+        source = op.inputs[0]
+        if source.layer != block.layer or not block.has(source.name) or block.raw(source.name).ndim != 2:
+            return 1.0
+        power = np.concatenate([(part * part).mean(-1) for part in block.parts(source.name)])
+        return np.sqrt((power + 1e-30) / (power + op.params["eps"]))
 
     def _report(self, block, name, size, bad, how):
         if bad.any():

@@ -5,7 +5,12 @@ import pytest
 from tensortrace.kernels import (
     add,
     attention,
+    clamped_glu,
     embedding,
+    expert_linear,
+    expert_sum,
+    expert_weights,
+    gated_add,
     gelu,
     glu,
     layer_norm,
@@ -13,6 +18,7 @@ from tensortrace.kernels import (
     rms_norm,
     rope,
     scale,
+    top_k,
 )
 
 pytestmark = pytest.mark.torch
@@ -45,7 +51,7 @@ def test_gelu(torch):
     x = 3 * draw(4, 50)
     assert_same(gelu.cpu(x), torch.nn.functional.gelu(torch.tensor(x), approximate="tanh"))
     gated = torch.nn.functional.gelu(torch.tensor(x), approximate="tanh") * torch.tensor(x)
-    assert_same(glu.cpu(x, x, activation="gelu"), gated)
+    assert_same(glu.cpu(x, x, activation="gelu_tanh"), gated)
 
 
 def test_scale(torch):
@@ -217,3 +223,36 @@ def test_attention_sinks(torch, softmax):
         part = torch.cat([torch.tensor(got["scores"])[..., :keys], column], dim=-1)
         assert_same(got["m_tiles"][tile], part.amax(-1))
         assert_same(got["m_tiles"][tile] + np.log(got["l_tiles"][tile]), part.logsumexp(-1))
+
+
+def test_clamped_glu(torch):
+    """As transformers' GptOssExperts writes it."""
+    gate, up = 8 * draw(4, 50, seed=1), 8 * draw(4, 50, seed=2)
+    g, u = torch.tensor(gate).clamp(max=7.0), torch.tensor(up).clamp(-7.0, 7.0)
+    assert_same(clamped_glu.cpu(gate, up, alpha=1.702, limit=7.0), (u + 1) * g * torch.sigmoid(1.702 * g))
+
+
+@pytest.mark.parametrize("renormalised", [True, False])
+def test_mixture_of_experts(torch, renormalised):
+    """The whole of a block without its activation, one token and one expert at a time."""
+    x, router, weight = draw(7, 8, seed=1), 2 * draw(7, 5, seed=2), draw(5, 6, 8, seed=3)
+    bias = draw(5, 6, seed=4)
+    ids = top_k.cpu(router, k=2)
+    parts = expert_weights.cpu(router, ids, renormalised=renormalised, scale=1.5)
+    got = expert_sum.cpu(expert_linear.cpu(x, ids, weight, bias), parts)
+    top, chosen = torch.topk(torch.softmax(torch.tensor(router), -1), 2)
+    assert np.array_equal(ids, chosen)
+    top = 1.5 * (top / top.sum(-1, keepdim=True) if renormalised else top)
+    for token in range(7):
+        pairs = zip(chosen[token].tolist(), top[token].tolist())
+        want = sum(part * (weight[expert] @ x[token] + bias[expert]) for expert, part in pairs)
+        assert_same(got[token], want)
+    per_slot = np.stack([x, x + 1], axis=1)
+    separate = expert_linear.cpu(per_slot, ids, weight)
+    assert_same(separate[:, 1], np.einsum("toi,ti->to", weight[ids[:, 1]], x + 1))
+
+
+def test_gated_add(torch):
+    x, y, h, gate = draw(3, 8, seed=1), draw(3, 8, seed=2), draw(3, 5, seed=3), draw(5, seed=4)
+    x_, y_, h_, gate_ = map(torch.tensor, (x, y, h, gate))
+    assert_same(gated_add.cpu(x, y, h, gate), x_ + torch.sigmoid(h_ @ gate_)[:, None] * y_)

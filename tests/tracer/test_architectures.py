@@ -5,16 +5,17 @@ eighth; head sizes that are no power of two; tied and untied heads; prompts long
 the context before RoPE scaling.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-import architectures
 import engine_golden as golden
 import numpy as np
 import pytest
-from architectures import CASES, TOKENS, Case
+from architecture import ARCHITECTURES, CASES, EXPERTS, INSIDE_EXPERTS, TOKENS, WINDOW, YARN, Case
+from architectures import gpt_oss, phi3
 from ggufs import write_gguf
 from recording import nrmse, worst
 from tensortrace.tracer.architecture import build_graph, supported
@@ -57,7 +58,9 @@ class Taken:
 
 def run(engine: Any, tokens: Sequence[int]) -> Seen:
     """Every tensor of every step as `engine` computes it: a prompt, then the last three tokens one by one."""
-    session = engine.start(engine.available(), len(tokens))
+    keys = engine.available()
+    assert [spec.key for spec in engine.specs(keys, "float32")] == keys
+    session = engine.start(keys, len(tokens))
     seen: Seen = []
     for step in plan_steps(len(tokens) - 3, 4):
         taken = Taken(engine, step)
@@ -93,7 +96,7 @@ def gemma3_model(gemma3: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def test_every_architecture_has_cases() -> None:
-    assert {case.arch for case in CASES} == set(supported())
+    assert set(ARCHITECTURES) == set(supported())
 
 
 @pytest.mark.llamacpp
@@ -141,7 +144,7 @@ def check_against_transformers(
 
 @pytest.fixture
 def windowed_phi3(tmp_path: Path) -> Model:
-    shape = architectures.EVEN["third"] | {"change": architectures.fused, "metadata": architectures.WINDOW}
+    shape = phi3.FUSED | {"metadata": WINDOW}
     return Model(write_gguf(tmp_path / "model.gguf", "phi3", **shape))
 
 
@@ -161,10 +164,33 @@ def without_window(op: Op) -> Op:
 
 
 @pytest.mark.torch
+@pytest.mark.llamacpp
+def test_gpt_oss_has_a_ramp_that_llama_cpp_rounds(tmp_path: Path) -> None:
+    """YaRN's `truncate: false` of the models' configuration and OpenAI's own code; ggml rounds always."""
+    from tensortrace.tracer.engines import llama_cpp
+
+    yarn = YARN | {"rope.scaling.original_context_length": 64}
+    metadata = EXPERTS | WINDOW | yarn
+    shape = gpt_oss.SHAPE | {"rope_base": 50.0, "metadata": metadata}
+    model = Model(write_gguf(tmp_path / "model.gguf", "gpt-oss", **shape))
+    check_against_transformers(model, TOKENS, tmp_path / "folder", INSIDE_EXPERTS | {"m", "l"})
+    theirs = run(llama_cpp.Engine(build_graph(model), model), TOKENS)
+    check(ours(model, TOKENS, change=with_whole_pairs), theirs, 1e-4, TILES | {"m", "l"})
+    k_rope = Key(0, "k_rope")
+    assert nrmse(ours(model, TOKENS)[0][k_rope], theirs[0][k_rope]) > 1e-3
+
+
+def with_whole_pairs(op: Op) -> Op:
+    if op.kind != "rope":
+        return op
+    low, high = op.params["ramp"]
+    return op.with_params(ramp=(math.floor(low), math.ceil(high)))
+
+
+@pytest.mark.torch
 def test_longrope_takes_the_long_factors_once_past_the_original_context(tmp_path: Path) -> None:
     """In the middle of a decode, as transformers' forward; llama.cpp goes by its context size."""
-    shape = architectures.EVEN["third"] | {"change": architectures.fused}
-    shape |= architectures.longrope(len(TOKENS) - 2, dims=20)
+    shape = phi3.FUSED | phi3.longrope(len(TOKENS) - 2, dims=20)
     model = Model(write_gguf(tmp_path / "model.gguf", "phi3", **shape))
     check_against_transformers(model, TOKENS, tmp_path / "folder")
 
@@ -194,7 +220,7 @@ def with_gelu_of(theirs: Seen) -> Callable[[Op], Op]:
     """Puts llama.cpp's own GELU into our graph: its CPU backend looks it up in a table of 16-bit numbers."""
 
     def change(op: Op) -> Op:
-        if op.kind != "gelu" and op.params.get("activation") != "gelu":
+        if op.kind != "gelu" and op.params.get("activation") != "gelu_tanh":
             return op
         values = iter([step[op.out] for step in theirs])
 

@@ -43,7 +43,7 @@ def build(g: Graph) -> None:
         h = g.op("ffn_norm", "rms_norm", x, w=("ffn_norm.weight",), eps=eps)
         gate = g.op("gate", "linear", h, w=("ffn_gate.weight",))
         up = g.op("up", "linear", h, w=("ffn_up.weight",))
-        h = g.op("act", "glu", gate, up, activation="gelu")
+        h = g.op("act", "glu", gate, up, activation="gelu_tanh")
         h = g.op("ffn_out", "linear", h, w=("ffn_down.weight",))
         h = g.op("ffn_post_norm", "rms_norm", h, w=("post_ffw_norm.weight",), eps=eps)
         x = g.op("resid_out", "add", x, h)

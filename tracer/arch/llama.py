@@ -1,11 +1,15 @@
-"""Llama (arXiv:2302.13971, Llama 2 and 3), also Mistral and SmolLM: `general.architecture = llama`.
+"""Llama (arXiv:2302.13971, Llama 2 and 3), Mistral, Mixtral, SmolLM: `general.architecture = llama`.
 
 Pre-norm RMSNorm, grouped-query attention, rotary embedding on interleaved pairs (GGUF permutes the Q and K
-weights for it), SwiGLU, no biases in the released models (used where a file has them), output head tied to
-the embedding when `output.weight` is absent.  Defined in llama.cpp `src/models/llama.cpp`.
+weights for it) with Llama 3's frequency factors where the file has `rope_freqs.weight`, SwiGLU, no biases in
+the released models (used where a file has them), output head tied to the embedding when `output.weight` is
+absent.  With expert tensors (Mixtral, arXiv:2401.04088) the feed-forward block is a mixture of experts whose
+weights are renormalised.  Defined in llama.cpp `src/models/llama.cpp`, transformers
+`models/llama/modeling_llama.py` and `models/mixtral/modeling_mixtral.py`.
 """
 
-from ..graph import POSITIONS, TOKENS, Graph
+from ..experts import experts
+from ..graph import POSITIONS, TOKENS, Graph, Key
 from ..rotation import FACTORS, head_size, rotation
 
 
@@ -29,10 +33,17 @@ def build(g: Graph) -> None:
         a = g.op("attn_out", "linear", a, w=("attn_output.weight", "attn_output.bias?"))
         x = g.op("resid_mid", "add", x, a)
         h = g.op("ffn_norm", "rms_norm", x, w=("ffn_norm.weight",), eps=eps)
-        gate = g.op("gate", "linear", h, w=("ffn_gate.weight", "ffn_gate.bias?"))
-        up = g.op("up", "linear", h, w=("ffn_up.weight", "ffn_up.bias?"))
-        h = g.op("act", "glu", gate, up, activation="silu")
-        h = g.op("ffn_out", "linear", h, w=("ffn_down.weight", "ffn_down.bias?"))
+        if "blk.0.ffn_gate_inp.weight" in g.model:
+            h = experts(g, h, out="ffn_out", renormalised=True, activation="silu")
+        else:
+            h = _dense(g, h)
         x = g.op("resid_out", "add", x, h)
     x = g.op("final_norm", "rms_norm", x, w=("output_norm.weight",), eps=eps)
     g.op("logits", "linear", x, w=(g.head,))
+
+
+def _dense(g: Graph, h: Key) -> Key:
+    gate = g.op("gate", "linear", h, w=("ffn_gate.weight", "ffn_gate.bias?"))
+    up = g.op("up", "linear", h, w=("ffn_up.weight", "ffn_up.bias?"))
+    h = g.op("act", "glu", gate, up, activation="silu")
+    return g.op("ffn_out", "linear", h, w=("ffn_down.weight", "ffn_down.bias?"))

@@ -56,6 +56,9 @@ class Engine:
         self.version = f"torch {version('torch')}, transformers {version('transformers')}"
         self.settings = {"attention": "eager", "threads": torch.get_num_threads()}
         self._layout = _Layout(self._model.config)
+        self._attentions = [
+            m for m in self._model.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")
+        ]
         self._sizes = self._dry_run()
 
     def available(self) -> list[Key]:
@@ -95,7 +98,7 @@ class Engine:
 
     def _conventions(self, key: Key) -> dict[str, Any]:
         if key.name in ATTENTION_EXTRAS:
-            attention = self._model.get_decoder().layers[key.layer].self_attn
+            attention = next(m for m in self._attentions if m.layer_idx == key.layer)
             caps = {"softcap": cap} if (cap := getattr(attention, "attn_logit_softcapping", None)) else {}
             derived = {"derived": True} if key.name in ("m", "l") else {}
             return {"scale": float(attention.scaling), **caps, **derived}
@@ -152,8 +155,9 @@ class Session:
         if any(self._wants(Key(layer, name)) for name in ("scores", "m", "l")):
             scores = _scores(query, key, mask, options)
             keep(Key(layer, "scores"), scores)
-            for name, part in zip(("m", "l"), softmax_state(_numpy(scores[0])), strict=True):
-                keep(Key(layer, name), part)
+            if not hasattr(module, "sinks"):  # which would be part of the sum
+                for name, part in zip(("m", "l"), softmax_state(_numpy(scores[0])), strict=True):
+                    keep(Key(layer, name), part)
         compute = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
         attn, probs = compute(module, query, key, value, mask, **options)
         keep(Key(layer, "probs"), probs)
@@ -191,7 +195,9 @@ class _Layout:
         """`value`, a tensor [1, ...] or an array without a batch axis, as the trace stores it."""
         if isinstance(value, np.ndarray):
             return value
-        array = _numpy(value[0])
+        if key.name == "expert_ids":
+            return value.int().numpy()
+        array = _numpy(value if value.ndim == 2 else value[0])  # experts see tokens without a batch axis
         if key.name not in (*ROTATED, "v"):
             return array
         if array.ndim == 2:

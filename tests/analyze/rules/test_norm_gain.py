@@ -1,6 +1,12 @@
+import numpy as np
 import pytest
+from ggufs import write_gguf
+from recording import record_trace
 from rule_traces import found, skipped
 from tensortrace.analyze.cause import Injection
+from tensortrace.tracer.gguf import Model
+from tensortrace.tracer.names import Key
+from tensortrace.tracer.trace import Trace
 
 
 @pytest.mark.parametrize(
@@ -37,6 +43,20 @@ def test_no_norm_at_all(record_tiny, tiny_model):
 def test_a_norm_that_shrinks(record_tiny, tiny_model):
     trace = record_tiny(n_new=2, change=Injection.parse("norm_eps=100").apply)
     assert {f.tensor for f in found(trace, "norm_gain", model=tiny_model)} >= {"attn_norm", "ffn_norm"}
+
+
+def test_quiet_where_a_block_adds_next_to_nothing(tmp_path):
+    """As in Gemma 3: the norm behind the block sees less than its eps."""
+
+    def quieten(weights):
+        name = "blk.1.ffn_down.weight"
+        return weights | {name: weights[name] * np.float32(1e-3)}
+
+    path = write_gguf(tmp_path / "m.gguf", "gemma3", qk_norm=True, post_norms=True, change=quieten)
+    record_trace(path, tmp_path / "a.h5", n_new=3)
+    with Trace(tmp_path / "a.h5") as trace:
+        assert (trace.read(Key(1, "ffn_post_norm"), 0) ** 2).mean() < 0.3
+        assert not found(trace, "norm_gain", model=Model(path))
 
 
 def test_needs_the_model(record_tiny):

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 import typer
+from ggufs import write_gguf
 from tensortrace.analyze.cause import Injection
 from tensortrace.tracer.cli.compare import command
-from tensortrace.tracer.errors import TraceError, UserError
+from tensortrace.tracer.errors import ModelError, TraceError, UserError
 from tensortrace.tracer.trace import Trace
 from typer.testing import CliRunner
 
@@ -39,6 +41,20 @@ def test_exit_codes(record_tiny, healthy, faulty):
     assert run(record_tiny(n_new=2, softmax="two-pass").path, healthy).exit_code == 0
     assert run(faulty, healthy).exit_code == 1
     assert run(record_tiny(ids=[1, 2]).path, healthy).exit_code == 2
+
+
+def test_an_architecture_that_cannot_be_replayed(healthy, faulty, tmp_path):
+    """Two of its traces are compared all the same; the model's ops cannot be asked what went wrong."""
+    for path in (healthy, faulty):
+        with h5py.File(path, "r+") as file:
+            file.attrs["architecture"] = "unheard-of"
+    assert run(healthy, healthy).exit_code == 0
+    told = run(faulty, healthy)
+    assert told.exit_code == 1
+    assert "DIVERGED" in told.output
+    model = write_gguf(tmp_path / "model.gguf", "unheard-of")
+    with pytest.raises(ModelError, match=r"'unheard-of' is not supported: gemma2, .*qwen3"):
+        run(faulty, healthy, "--model", model)
 
 
 def test_a_report_when_piped(healthy, faulty):
