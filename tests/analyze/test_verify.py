@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from architectures import CASES, TOKENS, Case
+from architecture import ARCHITECTURES, CASES, TOKENS, Case
 from engine_golden import FOLDER, record_engine
 from ggufs import write_gguf
 from hypothesis import HealthCheck, given, settings
@@ -396,8 +396,9 @@ def test_silent_on_llama_cpp_with_every_architecture(case: Case, tmp_path: Path)
     assert (found.verdict, found.coverage["only_a"]) == ("rounding", 0)
 
 
-@pytest.mark.parametrize("fault", ["rope_theta=300", "attn_scale", "kv_slot@1"])
-@every_case
+@pytest.mark.parametrize(
+    ("case", "fault"), [(c, fault) for c in CASES for fault in ARCHITECTURES[c.arch].faults], ids=str
+)
 def test_faults_in_every_architecture(case: Case, tmp_path: Path, fault: str) -> None:
     model = Model(write_gguf(tmp_path / "m.gguf", case.arch, **case.shape))
     record_trace(model, tmp_path / "t.h5", TOKENS[:-3], n_new=2, change=inject(fault))
