@@ -76,6 +76,8 @@ def causes_of(found: Verification, who: str = "") -> list[Finding]:
 
 
 def _explained(found: Verification, replay: Replay, key: Key, step: int) -> list[Hypothesis]:
+    if not replay.trace.has(key, step):
+        return []  # of a log: it shows some values only
     try:
         return explain(replay, found.op(key), step, key)[:LISTED]
     except NotRecorded:
