@@ -12,7 +12,7 @@ Element-wise ops and norms are run once more on inputs that are off by what thei
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -202,15 +202,19 @@ class Allowance:
 
     def rounded(self, op: Op, inputs: Sequence[np.ndarray], recorded: Sequence[bool]) -> list[np.ndarray]:
         """The inputs as the op's engine would have rounded them, to see what that does to its outputs."""
-        made = []
+        with np.errstate(all="ignore"):
+            return [*self._rounded(op, inputs, recorded)]
+
+    def _rounded(
+        self, op: Op, inputs: Sequence[np.ndarray], recorded: Sequence[bool]
+    ) -> Iterator[np.ndarray]:
         for index, (key, x) in enumerate(zip(op.inputs, inputs)):
             if x.dtype.kind != "f" or key == TOKENS:
-                made.append(x)
+                yield x
                 continue
             lost = self.lost(key, x) if recorded[index] else None
             moved = x if lost is None else x + lost * signs(x.shape)
-            made.append(self._as_operand(op, moved, inputs))
-        return made
+            yield self._as_operand(op, moved, inputs)
 
     def _as_operand(self, op: Op, x: np.ndarray, inputs: Sequence[np.ndarray]) -> np.ndarray:
         if op.kind == "linear" and (block := self._block(op)):

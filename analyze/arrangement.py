@@ -13,9 +13,9 @@ from itertools import product
 import numpy as np
 
 from ..tracer.names import Key
+from .fitted import PAIRED
 from .sources import Arrange, Source
 
-PAIRED = ("q", "k", "q_norm", "k_norm", "q_rope", "k_rope")
 QUERY_HEADS = ("q", "q_norm", "q_rope", "attn", "scores", "probs", "m", "l", "m_tiles", "l_tiles")
 KEY_HEADS = ("k", "k_norm", "k_rope", "v")
 AFTER = ("attn_out", "attn_post_norm", "resid_mid", "resid_out")

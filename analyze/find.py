@@ -4,8 +4,10 @@ Needs the model file.  What each side recorded is verified against its own input
 from them is at fault, be it ours or the reference's.  All faults of a trace are found, not the first alone.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from .samples import sample_of
 from .verify import Verification, verify
 
 LISTED = 3  # causes told of one op
+ALIKE = 0.02  # values of a cause that differ by less are the same
 TRIES = 3  # layers in which an op of one name is looked at in vain, before the others are left alone
 
 
@@ -51,7 +54,7 @@ def causes_of(found: Verification, who: str = "") -> list[Finding]:
     first: dict[Key, int] = {}
     for key, step in found.wrong:
         first.setdefault(key, step)
-    replay, merged = Replay(found.trace, found.model), dict[tuple, list[Finding]]()
+    replay, merged = Replay(found.trace, found.model), _Merged()
     vain: dict[str, int] = {}
     while first:
         key, step = next(iter(first.items()))
@@ -64,28 +67,48 @@ def causes_of(found: Verification, who: str = "") -> list[Finding]:
             said = _evidence(who, replay, hypothesis, found.op(key), layers)
             cause, share = hypothesis.cause, round(hypothesis.explained, 6)
             finding = Finding(cause.id, step, *key, share, said, cause.fix)
-            merged.setdefault((cause.id, str(hypothesis.value)), []).append(finding)
+            merged.add(finding, hypothesis.value)
             if hypothesis is hypotheses[0]:
                 first = {k: at for k, at in first.items() if k.name != key.name or k.layer not in layers}
         if not hypotheses:
             vain[key.name] = vain.get(key.name, 0) + 1
             told = f"{key} does not follow from its own inputs, and no known cause explains it"
             finding = Finding(UNKNOWN, step, *key, 0.0, f"{who}: {told}" if who else told)
-            merged.setdefault((UNKNOWN, key.name), []).append(finding)
-    return [_one(findings) for findings in merged.values()]
+            merged.add(finding, key.name)
+    return merged.findings
 
 
 def _explained(found: Verification, replay: Replay, key: Key, step: int) -> list[Hypothesis]:
+    if not replay.trace.has(key, step):
+        return []  # of a log: it shows some values only
     try:
         return explain(replay, found.op(key), step, key)[:LISTED]
     except NotRecorded:
         return []
 
 
-def _one(findings: list[Finding]) -> Finding:
-    """The same cause in several tensors as one finding, at the place where it shows first."""
-    best = findings[0]
-    return replace(best, evidence="; ".join(finding.evidence for finding in findings))
+class _Merged:
+    """Findings of the same cause with the same value as one, at the place where it shows first."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self._values: list[Any] = []
+
+    def add(self, finding: Finding, value: Any) -> None:
+        for index, (known, its) in enumerate(zip(self.findings, self._values)):
+            if known.id == finding.id and _alike(its, value):
+                said = f"{known.evidence}; {finding.evidence}"
+                self.findings[index] = replace(known, evidence=said)
+                return
+        self.findings.append(finding)
+        self._values.append(value)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are one: those that were fitted differ by noise."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=ALIKE)
+    return str(one) == str(other)
 
 
 def _evidence(who: str, replay: Replay, hypothesis: Hypothesis, op: Op, layers: list[int]) -> str:

@@ -113,7 +113,7 @@ class Judge:
         if key.name in PADDING:
             recorded = whole[:, rows]
             rest = recorded[:, :, values.shape[2] :]
-            if rest.size and (rest.max() > MASKED if key.name == "scores" else rest.any()):
+            if rest.size and (float(rest.max()) > MASKED if key.name == "scores" else rest.any()):
                 more = np.full((*values.shape[:2], rest.shape[2]), PADDING[key.name])
                 values = np.concatenate([values, more], 2)
             recorded = recorded[:, :, : values.shape[2]]

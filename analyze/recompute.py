@@ -18,19 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..tracer.errors import UserError
-from ..tracer.format import Step, TensorSpec
+from ..tracer.format import Step
 from ..tracer.gguf import Model
 from ..tracer.graph import POSITIONS, TOKENS, Op
 from ..tracer.names import Key
-from ..tracer.plan import tensor_specs
 from ..tracer.trace import Trace
 from .allowance import SLACK, Allowance, length
+from .fitted import Fitted
 from .metrics import give_back
 from .replay import graph_of
 from .sources import Source
 
 ROWS = 128  # tokens of a block: as many queries as attention takes at once
-PAIRED = ("q", "k", "q_norm", "k_norm", "q_rope", "k_rope")  # in the order that RoPE pairs their elements
 
 Arrays = dict[Key, np.ndarray]
 
@@ -70,9 +69,8 @@ class Recompute:
         self.graph = graph_of(trace, model)
         self.allowance = Allowance(trace, model)
         self.lost: dict[Key, str] = {}
-        self._own = trace.header.engine in ("cpu", "cuda")  # they state how they rotate, and keep our order
-        self._specs = {spec.key: spec for spec in tensor_specs(self.graph, self.graph.outputs, "float64")}
-        self._pairing = _pairings(self.graph.ops)
+        self._fitted = Fitted(trace, self.graph)
+        self.misfits = self._fitted.misfits
         self._turns = sorted({op.params["original"] for op in self.graph.ops if op.params.get("original")})
         self._tokens = trace.recorded[: self._count()]
         if not len(self._tokens):
@@ -82,8 +80,7 @@ class Recompute:
         if trace.tokens.max() >= vocabulary:
             raise UserError(f"{trace.path} has token id {trace.tokens.max()}, the model {vocabulary} tokens")
         known = [key for key in self.graph.outputs if key in trace.tensors]
-        self.misfits = {key: why for key in known if (why := self._misfit(key))}
-        self._complete = {key for key in known if key not in self.misfits and self._is_complete(key)}
+        self._complete = {key for key in known if key in self._fitted.whole and self._is_complete(key)}
         wanted = [key for key in known if key not in self.misfits]
         self.keys = [key for key in wanted if targets is None or key in targets]
         self._needed = self._find_needed()
@@ -94,19 +91,10 @@ class Recompute:
         ends = [step.kv_len for step in self.source.steps]
         return int(np.searchsorted(self.trace.recorded, max(ends, default=0)))
 
-    def _misfit(self, key: Key) -> str:
-        ours, spec = self.trace.tensors[key], self._specs[key]
-        flat = ours.joined and spec.joined and _row_size(ours) == _row_size(spec)
-        if flat or (ours.axes == spec.axes and ours.sizes == spec.sizes):
-            return ""
-        return f"recorded as {_shape(ours)}, where the model has {_shape(spec)}"
-
     def _is_complete(self, key: Key) -> bool:
-        """Whether ops can read the recorded tensor: every row of it, whole."""
-        spec = self.trace.tensors[key]
-        whole = spec.joined and not spec.conventions.get("partial") and spec.conventions.get("rows") != "last"
+        """Whether ops can read every row of the recorded tensor."""
         steps = [step.index for step in self.source.steps if len(self.trace.rows(step.index))]
-        return whole and all(self.source.has(key)[index] for index in steps)
+        return self.trace.tensors[key].joined and bool(self.source.has(key)[steps].all())
 
     def _find_needed(self) -> set[Key]:
         """The ops, by their main output, that lead to what is to be judged."""
@@ -194,7 +182,7 @@ class Recompute:
         return ""
 
     def _room(self, op: Op) -> Passed:
-        shape = self._specs[op.out].shape(len(self._tokens), 0)
+        shape = self._fitted.specs[op.out].shape(len(self._tokens), 0)
         return Passed(np.empty(shape), np.empty(shape))
 
     def _op(
@@ -275,13 +263,7 @@ class Recompute:
 
     def recorded(self, key: Key, rows: slice) -> np.ndarray:
         """Rows of a token-first tensor as recorded, shaped and ordered as the model has it."""
-        array = self.source.joined(key)[rows]
-        array = array.reshape(self._specs[key].shape(len(array), 0))
-        stated = self.trace.tensors[key].conventions.get("pairing")
-        pairing, dims = self._pairing.get(key.layer, (None, 0))
-        if key.name not in PAIRED or stated is None or pairing is None or stated == pairing or self._own:
-            return array
-        return _reordered(array, dims, to_half_split=pairing == "half-split")
+        return self._fitted.fit(key, self.source.joined(key)[rows])
 
 
 class _Table:
@@ -304,23 +286,3 @@ def _compute(op: Op, inputs: Sequence[Any], weights: Sequence[Any], want: set[st
     if not isinstance(result, dict):
         return {op.out: result}
     return {op.out if name == "out" else Key(op.out.layer, name): array for name, array in result.items()}
-
-
-def _pairings(ops: Sequence[Op]) -> dict[int | None, tuple[str, int]]:
-    """How RoPE pairs elements in each layer, and how many of a head it rotates."""
-    return {op.out.layer: (op.params["pairing"], op.params["dims"]) for op in ops if op.kind == "rope"}
-
-
-def _reordered(array: np.ndarray, dims: int, *, to_half_split: bool) -> np.ndarray:
-    """[token, head, dim] with the elements of RoPE pairs apart (i, i + dims/2), or side by side."""
-    turned, rest = array[..., :dims], array[..., dims:]
-    shape = (*turned.shape[:-1], dims // 2, 2) if to_half_split else (*turned.shape[:-1], 2, dims // 2)
-    return np.concatenate([turned.reshape(shape).swapaxes(-1, -2).reshape(turned.shape), rest], -1)
-
-
-def _row_size(spec: TensorSpec) -> int:
-    return int(np.prod([spec.sizes[axis] for axis in spec.axes[1:]]))
-
-
-def _shape(spec: TensorSpec) -> str:
-    return " x ".join(f"{axis} {spec.sizes[axis]}" if axis in spec.sizes else axis for axis in spec.axes)

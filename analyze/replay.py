@@ -14,6 +14,7 @@ from ..tracer.gguf import Model
 from ..tracer.graph import POSITIONS, TOKENS, Graph, Op
 from ..tracer.names import Key
 from ..tracer.trace import Trace
+from .fitted import Fitted
 
 
 class NotRecorded(TraceError):
@@ -34,8 +35,8 @@ class Replay:
     """
 
     def __init__(self, trace: Trace, model: Model):
-        self.trace, self.model = trace, model
-        self.graph: Graph = graph_of(trace, model)
+        self.model, self.graph = model, graph_of(trace, model)
+        self.trace: Trace = Fitted(trace, self.graph)
         self._weights: dict[str, np.ndarray] = {}
 
     def compute(self, op: Op, step: int) -> dict[Key, np.ndarray]:

@@ -2,6 +2,7 @@ import numpy as np
 
 from ...tracer.names import Key
 from ..rule import Hit, Rule, figure
+from ..walk import usual
 
 LOGITS = Key(None, "logits")
 ROWS = 16  # of logits that are widened at once
@@ -73,7 +74,7 @@ class Perplexity(Rule):
 
 def _surprise(trace, ids, positions):
     """(position, (-log p of the id that follows, entropy)) in nats, where logits were recorded."""
-    if LOGITS not in trace.tensors or not trace.tensors[LOGITS].joined:
+    if LOGITS not in trace.tensors or not usual(trace.tensors[LOGITS]):
         return
     for step in trace.flushed:
         if not trace.has(LOGITS, step.index):
@@ -84,11 +85,12 @@ def _surprise(trace, ids, positions):
         for first in range(0, len(chosen), ROWS):
             rows = chosen[first : first + ROWS]
             part = logits[rows].astype(np.float64)
-            if not np.isfinite(part).all() or ids[at[rows] + 1].max() >= part.shape[1]:
+            following = ids[at[rows] + 1]
+            if not np.isfinite(part).all() or following.min() < 0 or following.max() >= part.shape[1]:
                 continue
             part -= part.max(1, keepdims=True)
             p = np.exp(part)
             total = p.sum(1)
-            loss = np.log(total) - part[np.arange(len(rows)), ids[at[rows] + 1]]
+            loss = np.log(total) - part[np.arange(len(rows)), following]
             entropy = np.log(total) - (p * part).sum(1) / total
             yield from zip(at[rows].tolist(), zip(loss.tolist(), entropy.tolist()))

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tensortrace.analyze.arrangement import KEY_HEADS, PAIRED, QUERY_HEADS
+from tensortrace.analyze.arrangement import KEY_HEADS, QUERY_HEADS
 from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.compare import compare
+from tensortrace.analyze.fitted import PAIRED
 from tensortrace.tracer.names import Key
 from tensortrace.tracer.selection import Selection
 from tensortrace.tracer.trace import Trace
