@@ -73,6 +73,8 @@ class Allowance:
             found = {op.out: self._linear(op, inputs[0], results[op.out])}
         elif op.kind == "attention":
             found = self._attention(op, inputs, results)
+        elif op.kind == "top_k":
+            found = {op.out: self._choice(op, inputs[0])}
         else:
             found = {key: self._other(op, inputs, weights, key, array) for key, array in results.items()}
         return {key: SLACK * self.stored(key, results[key], noise) for key, noise in found.items()}
@@ -126,6 +128,14 @@ class Allowance:
             again = op.compute()(*off, *weights, **op.params)
         return np.hypot(noise, length(key, (again[key.name] if isinstance(again, dict) else again) - y))
 
+    def _choice(self, op: Op, x: np.ndarray) -> np.ndarray:
+        """Infinity in rows where two of the largest, or the last and the next, may be exchanged; else 0."""
+        lost = self.lost(op.inputs[0], x)
+        off = (self.precision.other * np.abs(x) + (0 if lost is None else lost)).max(-1)
+        largest = -np.sort(-x, axis=-1)[:, : op.params["k"] + 1]
+        nearest = -np.diff(largest, axis=-1, prepend=np.inf).max(-1)
+        return np.where(nearest <= 2 * off, np.inf, 0.0)
+
     def _off(self, op: Op, key: Key, x: np.ndarray) -> np.ndarray:
         """An input off by what its storage lost, and by its own rounding where the op may enlarge that."""
         if x.dtype.kind != "f" or key == TOKENS:
@@ -142,7 +152,7 @@ class Allowance:
             return roundoff.norm(unit, inputs[0].shape[-1])
         if op.kind == "rope":
             return roundoff.rotation(unit, inputs[1].astype(np.float64))
-        if self._ggml and "gelu" in (op.kind, op.params.get("activation")):
+        if self._ggml and {"gelu", "gelu_tanh"} & {op.kind, op.params.get("activation")}:
             unit = max(unit, UNIT["float16"])  # ggml looks GELU up in a table of float16
         return roundoff.elementwise(unit)
 

@@ -11,8 +11,9 @@ class GqaMap(Cause):
         return op.kind == "attention"
 
     def change(self, op, value, model):
-        def tile_heads(q, k, v):
+        def tile_heads(q, k, v, *sinks):
             chosen = [head % k.shape[1] for head in range(q.shape[1])]
-            return q, k[:, chosen].copy(), v[:, chosen].copy()  # indexing leaves them in another order
+            # indexing leaves them in another order
+            return q, k[:, chosen].copy(), v[:, chosen].copy(), *sinks
 
         return op.wrapped(with_inputs(tile_heads))

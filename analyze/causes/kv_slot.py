@@ -14,8 +14,8 @@ class KvSlot(Cause):
         return op.kind == "attention"
 
     def change(self, op, value, model):
-        def shift(q, k, v):
-            return q, np.roll(k, int(value), axis=0), np.roll(v, int(value), axis=0)
+        def shift(q, k, v, *sinks):
+            return q, np.roll(k, int(value), axis=0), np.roll(v, int(value), axis=0), *sinks
 
         return op.wrapped(with_inputs(shift))
 

@@ -14,11 +14,11 @@ class SoftmaxNoMax(Cause):
 
     def change(self, op, value, model):
         def wrap(compute):
-            def without_max(q, k, v, *, want=frozenset(), **params):
-                result = compute(q, k, v, want={*want, "scores"}, **params)
+            def without_max(q, k, v, *sinks, want=frozenset(), **params):
+                result = compute(q, k, v, *sinks, want={*want, "scores"}, **params)
                 with np.errstate(over="ignore", invalid="ignore"):
                     p = np.exp(result["scores"])
-                    total = p.sum(-1)
+                    total = p.sum(-1) + sum(np.exp(sink)[:, None] for sink in sinks)
                     probs = p / total[..., None]
                     heads = [head // (q.shape[1] // k.shape[1]) for head in range(q.shape[1])]
                     out = np.einsum("hqk,khd->qhd", probs, v[:, heads]).astype(q.dtype).copy()

@@ -160,9 +160,7 @@ def test_silent_on_torch(smollm2_model: Model, tmp_path: Path, dtype: str) -> No
 
 
 @pytest.mark.llamacpp
-@pytest.mark.parametrize(
-    "options", [{}, {"kv": "float16"}, {"flash": True}, {"kv": "float16", "flash": True}]
-)
+@pytest.mark.parametrize("options", [{}, {"kv": "f16"}, {"flash": True}, {"kv": "f16", "flash": True}])
 def test_silent_on_llama_cpp(smollm2_model: Model, tmp_path: Path, options: dict) -> None:
     from tensortrace.tracer.engines.llama_cpp import Engine
 

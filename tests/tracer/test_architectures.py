@@ -32,6 +32,7 @@ from tensortrace.tracer.tokenizer import Tokenizer
 TILES = {"m_tiles", "l_tiles"}  # neither reference has a running softmax
 TEXT = "The capital of France is Paris. A transformer computes attention: softmax(QK^T / sqrt(d)) V."
 Seen = list[dict[Key, np.ndarray]]  # of each step
+FIRST_CASES = [next(case for case in CASES if case.arch == arch) for arch in ARCHITECTURES]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -142,6 +143,24 @@ def check_against_transformers(
     check(ours(model, tokens), theirs, 1e-5, TILES | set(unseen))
 
 
+@pytest.fixture(params=["qwen2-yarn", "gemma3-linear"])
+def stretched(request: pytest.FixtureRequest, tmp_path: Path) -> Model:
+    """A model with RoPE scaling that was trained on 1024 positions, and windows of 512 where it has some."""
+    case = next(case for case in CASES if str(case) == request.param)
+    longer = {"rope.scaling.original_context_length": 1024, "context_length": 4096}
+    windows = {"attention.sliding_window": 512} if case.arch == "gemma3" else {}
+    shape = case.shape | {"metadata": case.shape["metadata"] | longer | windows}
+    return Model(write_gguf(tmp_path / "model.gguf", case.arch, **shape))
+
+
+@pytest.mark.torch
+@pytest.mark.llamacpp
+def test_past_the_original_context(stretched: Model, tmp_path: Path) -> None:
+    tokens = np.random.default_rng(0).integers(0, 297, 1100).tolist()
+    check_against_llama_cpp(stretched, tokens)
+    check_against_transformers(stretched, tokens, tmp_path / "folder")
+
+
 @pytest.fixture
 def windowed_phi3(tmp_path: Path) -> Model:
     shape = phi3.FUSED | {"metadata": WINDOW}
@@ -208,6 +227,17 @@ def test_on_the_cuda_set(case: Case, model: Model, device: Any) -> None:
     """Decode included, which runs as a captured graph."""
     engine = cuda.Engine(build_graph(model, tile=5), model, device=device)
     check(run(engine, TOKENS), ours(model, TOKENS), 1e-5, ())
+
+
+@pytest.mark.parametrize(
+    "case", [next(c for c in CASES if c.arch == arch) for arch in ARCHITECTURES], ids=str
+)
+def test_half_precision_on_the_cuda_set_is_rounding(case: Case, model: Model, device: Any) -> None:
+    engine = cuda.Engine(build_graph(model, tile=5), model, dtype="float16", device=device)
+    found, exact, logits = run(engine, TOKENS), ours(model, TOKENS), Key(None, "logits")
+    for half, single in zip(found, exact, strict=True):
+        assert half.keys() == single.keys()
+        assert nrmse(half[logits][-1].astype(np.float32), single[logits][-1]) <= 5e-3
 
 
 @every_case
