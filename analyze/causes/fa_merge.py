@@ -1,0 +1,86 @@
+# ruff: noqa: E741 - l is the field's name for the softmax sum
+
+import numpy as np
+
+from ..cause import Cause
+from ..reattend import finite, merged, pick, weighted
+
+
+class FaMerge(Cause):
+    """The parts of an online softmax are merged wrongly.
+
+    When a tile raises the maximum, what was summed so far is not rescaled: the output (`acc`), the sum (`l`)
+    or both; the maximum begins at 0 (`m0`) or the last tile is lost (`tail`). A tile size follows a slash.
+    flash-attention#2388, vllm flash-attention#87.
+    """
+
+    id = "fa_merge"
+    fix = "on a new maximum multiply both l and the accumulated output by exp(m_old - m_new)"
+    default = "acc"
+    tell = "m and l after each tile, and the tile's size"
+    fires = ("fa_merge", "fa_merge@1=l", "fa_merge=both", "fa_merge=m0", "fa_merge@1=tail", "fa_merge=acc/16")
+    quiet = ("value_scale=0.5", "pad_keys", "attn_sink")
+
+    def applies(self, op):
+        return op.kind == "attention"
+
+    def change(self, op, value, model):
+        how, _, size = str(value).partition("/")
+        if how not in ("acc", "l", "both", "m0", "tail"):
+            raise ValueError(f"{how!r} is no way to merge wrongly: acc, l, both, m0 or tail")
+
+        def wrong(scores, v, want, tile):
+            if size and int(size) != tile:  # the states after tiles of another size have no name
+                want = {*want} - {"m_tiles", "l_tiles"}
+            return _merge(scores, v, want, int(size or tile), how)
+
+        return op.wrapped(merged(wrong))
+
+    def candidates(self, case):
+        return ["acc", "l", "both", "m0", "tail"]
+
+    def fit(self, case):
+        keys = len(case.inputs[1])
+        sizes = [size for size in (4, 8, 16, 32, 64, 128, 256) if size < keys]
+        return [f"{how}/{size}" for how in ("acc", "l", "both", "tail") for size in sizes]
+
+    def says(self, value):
+        how, _, size = str(value).partition("/")
+        said = {
+            "acc": "the output is not rescaled on a new maximum",
+            "l": "the sum is not rescaled on a new maximum",
+            "both": "neither output nor sum is rescaled on a new maximum",
+            "m0": "the maximum begins at 0",
+            "tail": "the last tile is lost",
+        }[how]
+        return f" ({said}{f', in tiles of {size}' if size else ''})"
+
+
+def _merge(scores, v, want, tile, how):
+    """Online softmax over tiles of keys, with one step wrong."""
+    heads, queries, keys = scores.shape
+    m = np.full((heads, queries), 0.0 if how == "m0" else -np.inf, scores.dtype)
+    l, acc = np.zeros_like(m), np.zeros((queries, heads, v.shape[2]), scores.dtype)
+    p, states = np.zeros_like(scores), []
+    for start in range(0, keys, tile):
+        span = slice(start, start + tile)
+        if how == "tail" and start and start + tile >= keys:
+            states.append((m, l))
+            break
+        m_new = np.maximum(m, scores[..., span].max(-1))
+        p[..., span] = part = np.exp(scores[..., span] - finite(m_new)[..., None])
+        shrink = np.exp(m - finite(m_new))
+        l = l * (1 if how in ("l", "both") else shrink) + part.sum(-1)
+        acc = acc * (1 if how in ("acc", "both") else shrink.T[..., None])
+        acc = acc + weighted(part, v[span])
+        m = m_new
+        states.append((m, l))
+    results = {
+        "scores": scores,
+        "m": m,
+        "l": l,
+        "probs": np.exp(scores - finite(m)[..., None]) / l[..., None],
+        "m_tiles": np.stack([state[0] for state in states]),
+        "l_tiles": np.stack([state[1] for state in states]),
+    }
+    return pick(results, want) | {"out": (acc / l.T[..., None]).astype(v.dtype)}

@@ -1,0 +1,75 @@
+import re
+
+import numpy as np
+
+from ..cause import Cause, with_inputs
+
+FORM = re.compile(r"([kv]?)(\d+)(?:-(\d+))?(?:<(\d+))?|past")
+
+
+class KvStale(Cause):
+    """Slots of the cache hold stale data: zeros, or another token's keys and values.
+
+    `3` or `4-7` are slots of zeros, `5<2` a slot that holds token 2, `v5` one of V only, `past` all that was
+    written in earlier steps (vllm#43961, TensorRT-LLM#8813).
+    """
+
+    id = "kv_stale"
+    fix = "wait for the write before the read, and clear or mask what a recycled page held"
+    default = "3"
+    tell = "the cache when written and when read, run twice"
+    freedom = 1
+    fires = ("kv_stale", "kv_stale@1=4-7", "kv_stale=5<2", "kv_stale@1=past")
+    quiet = ("kv_slot", "pad_keys", "causal_mask")
+
+    def applies(self, op):
+        return op.kind == "attention"
+
+    def change(self, op, value, model):
+        found = FORM.fullmatch(str(value))
+        if found is None:
+            raise ValueError(f"{value!r} are no slots: 3, 4-7, 5<2, v5 or past")
+
+        def stale(q, k, v, *rest):
+            if value == "past":
+                slots, source = slice(0, len(k) - len(q)), None
+            else:
+                first, source = int(found[2]), found[4]
+                slots = slice(first, int(found[3] or first) + 1)
+            made = []
+            for name, array in (("k", k), ("v", v)):
+                array = array.copy()
+                if (value == "past" or found[1] in ("", name)) and slots.start < len(array):
+                    array[slots] = array[int(source)] if source and int(source) < len(array) else 0
+                made.append(array)
+            return (q, *made, *rest)
+
+        return op.wrapped(with_inputs(stale))
+
+    def candidates(self, case):
+        return ["past"] if len(case.inputs[1]) > len(case.inputs[0]) else []
+
+    def fit(self, case):
+        """The columns of the scores that are wrong, and the key that would give them."""
+        recorded = case.recorded("scores")
+        if recorded is None:
+            return []
+        right = case.right("scores")
+        seen = np.isfinite(recorded) & np.isfinite(right)
+        d = np.where(seen, recorded - np.where(seen, right, 0), 0)
+        off = np.sqrt((np.nan_to_num(d) ** 2).sum((0, 1)))
+        wrong = np.flatnonzero(off > 0.02 * off.max())
+        if not off.max() or len(wrong) != wrong[-1] - wrong[0] + 1:
+            return []
+        if len(wrong) > 1:
+            return [f"{wrong[0]}-{wrong[-1]}"]
+        q, k = case.inputs[:2]
+        every = np.einsum("qhd,khd->hqk", q, np.repeat(k, q.shape[1] // k.shape[1], 1))
+        rows = seen[0, :, wrong[0]]
+        column = recorded[:, rows, wrong[0]][..., None]
+        off = ((every[:, rows] * case.op.params["scale"] - column) ** 2).sum((0, 1))
+        slot = wrong[0]
+        return [f"{slot}", f"k{slot}", f"{slot}<{int(off.argmin())}", f"k{slot}<{int(off.argmin())}"]
+
+    def says(self, value):
+        return f" (slot {value})" if value != "past" else " (all of earlier steps)"

@@ -1,0 +1,41 @@
+import ml_dtypes
+import numpy as np
+
+from ..cause import Cause
+
+TYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+
+
+class NormPrecision(Cause):
+    """The norm is computed in 16 bits: x² overflows in float16 from 256 on, and loses bits in bfloat16.
+
+    pytorch#133085 (x² overflows), nntrainer#3935 (the sum of squares does): whole rows become 0 or NaN.
+    """
+
+    id = "norm_precision"
+    fix = "widen to float32 before squaring; round the result back"
+    default = "bfloat16"
+    choices = ("bfloat16", "float16")
+    tell = "the norm's input in float32"
+    fires = ("norm_precision@attn_norm", "norm_precision=float16")
+    quiet = ("norm_eps=1e-3",)
+    freedom = 1
+
+    def applies(self, op):
+        return op.kind == "rms_norm"
+
+    def change(self, op, value, model):
+        narrow = TYPES[value]
+
+        def wrap(compute):
+            def rounded(x, *gain, eps, **params):
+                with np.errstate(over="ignore"):
+                    squares = (x.astype(narrow) ** 2).astype(np.float32)
+                    total = squares.sum(-1, keepdims=True).astype(narrow).astype(np.float32)
+                    mean = (total / x.shape[-1]).astype(narrow).astype(np.float32)
+                normed = (x.astype(narrow) / np.sqrt(mean + eps)).astype(narrow).astype(x.dtype)
+                return (normed * gain[0]).astype(narrow).astype(x.dtype) if gain else normed
+
+            return rounded
+
+        return op.wrapped(wrap)
