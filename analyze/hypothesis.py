@@ -29,7 +29,7 @@ FITTED = 1  # freedom of a value that was computed from what it has to explain
 GOLDEN = (5**0.5 - 1) / 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a value may be an array
 class Hypothesis:
     """One cause tried on ops of one step: `explained` is 1 where nothing of the difference in `key` remains.
 
@@ -116,6 +116,8 @@ class _Tests:
 
     def tried(self, cause: Cause, places: Sequence[Op], value: Value, freedom: int = 0) -> Hypothesis | None:
         """One value put into all the places; None where it changes nothing or cannot be computed."""
+        if isinstance(value, float) and not np.isfinite(value):
+            return None
         changed = self._changed(cause, places, value)
         if not changed:
             return None
@@ -213,7 +215,7 @@ def _once(found: Sequence[Hypothesis]) -> list[Hypothesis]:
     return list({each.cause.id: each for each in reversed(found)}.values())[::-1]
 
 
-def golden_section(off: Callable[[float], float], start: float, factor: float = 2.0) -> float:
+def golden_section(off: Callable[[float], float], start: float, factor: float = 4.0) -> float:
     """The value of the sign of `start` near it that makes `off` least, in powers of `factor` around it."""
     if not start:
         return start

@@ -103,6 +103,10 @@ class Case:
             for index, key in enumerate(self.op.inputs)
         ]
 
+    def value(self, key: Key, step: int) -> np.ndarray:
+        """A tensor of any step as recorded, or as it should be, given what was."""
+        return self._segment.value(key, step)
+
     def weight(self, index: int = 0) -> np.ndarray:
         return self.model.weight(self.op.weights[index], np.float64)
 

@@ -65,10 +65,10 @@ def register() -> None:
     sys.modules[name] = module
 
 
-def write(path: Path, needs: tuple[str, ...]) -> Path:
+def write(path: Path, needs: tuple[str, ...], layers: int = 2) -> Path:
     """A small model that has all of `needs`."""
     register()
-    arguments: dict[str, Any] = {"layers": 2, "seed": 5, "rope_base": 10000.0, "ff": 96}
+    arguments: dict[str, Any] = {"layers": layers, "seed": 5, "rope_base": 10000.0, "ff": 96}
     for need in needs:
         arguments |= FEATURES[need]
     loud = {"loud_ffn": ("ffn_up", 3e4), "loud_v": ("attn_v", 1e5)}

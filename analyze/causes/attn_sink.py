@@ -35,8 +35,8 @@ class AttnSink(Cause):
             return []
         with np.errstate(all="ignore"):
             sinks = np.log(total - case.right("l")) + top
-        found = float(np.nanmedian(sinks))
-        return [found] if np.isfinite(found) else []
+        sinks = sinks[np.isfinite(sinks)]
+        return [float(np.median(sinks))] if sinks.size else []
 
     def says(self, value):
         return f" (of score {value:.6g})"

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..cause import Cause
-from ..reattend import finite, merged, pick, weighted
+from ..reattend import finite, from_scores, merged, pick, weighted
 
 
 class FaMerge(Cause):
@@ -79,8 +79,8 @@ def _merge(scores, v, want, tile, how):
         "scores": scores,
         "m": m,
         "l": l,
-        "probs": np.exp(scores - finite(m)[..., None]) / l[..., None],
         "m_tiles": np.stack([state[0] for state in states]),
         "l_tiles": np.stack([state[1] for state in states]),
     }
-    return pick(results, want) | {"out": (acc / l.T[..., None]).astype(v.dtype)}
+    probs = from_scores(scores, v, {*want} & {"probs"}, tile)  # a merge has none: they are told apart from it
+    return probs | pick(results, want) | {"out": (acc / l.T[..., None]).astype(v.dtype)}

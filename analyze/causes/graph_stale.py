@@ -37,14 +37,11 @@ class GraphStale(Cause):
         return op.wrapped(wrap)
 
     def candidates(self, case):
-        """What was recorded of the steps before."""
+        """The steps before, as recorded or as they should be."""
         key = Key(case.op.out.layer, case.op.out.name)
-        if len(case.inputs[0]) > 1 or case.recorded() is None:
+        if len(case.inputs[0]) > 1:
             return []
-        trace, step = case.replay.trace, case.step
-        earlier = [at for at in (step - 1, step - 2) if at >= 0 and trace.has(key, at)]
-        rows = [trace.read(key, at)[-1:].astype(np.float64) for at in earlier]
-        return [row for row in rows if row.shape == case.recorded().shape]
+        return [case.value(key, step)[-1:] for step in (case.step - 1, case.step - 2) if step >= 0]
 
     def says(self, value):
         return ""

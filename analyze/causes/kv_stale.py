@@ -5,6 +5,7 @@ import numpy as np
 from ..cause import Cause, with_inputs
 
 FORM = re.compile(r"([kv]?)(\d+)(?:-(\d+))?(?:<(\d+))?|past")
+FURTHEST = 64  # slots that are tried one by one where neither scores nor probs were recorded
 
 
 class KvStale(Cause):
@@ -51,25 +52,47 @@ class KvStale(Cause):
 
     def fit(self, case):
         """The columns of the scores that are wrong, and the key that would give them."""
-        recorded = case.recorded("scores")
-        if recorded is None:
-            return []
-        right = case.right("scores")
-        seen = np.isfinite(recorded) & np.isfinite(right)
-        d = np.where(seen, recorded - np.where(seen, right, 0), 0)
-        off = np.sqrt((np.nan_to_num(d) ** 2).sum((0, 1)))
+        d = self._off(case)
+        if d is None:
+            return [str(slot) for slot in range(min(len(case.inputs[1]), FURTHEST))]
+        off = np.sqrt((d**2).sum((0, 1)))
         wrong = np.flatnonzero(off > 0.02 * off.max())
         if not off.max() or len(wrong) != wrong[-1] - wrong[0] + 1:
             return []
         if len(wrong) > 1:
             return [f"{wrong[0]}-{wrong[-1]}"]
+        slot, source = wrong[0], self._source(case, wrong[0])
+        return [f"{slot}", f"k{slot}", *([] if source is None else [f"{slot}<{source}", f"k{slot}<{source}"])]
+
+    @staticmethod
+    def _off(case):
+        """How far each score is off [head, query, key]; from probs up to one number for each row."""
+        recorded, right = case.recorded("scores"), None
+        if recorded is not None:
+            right = case.right("scores")
+        elif case.recorded("probs") is not None:
+            with np.errstate(divide="ignore"):
+                recorded, right = np.log(case.recorded("probs")), np.log(case.right("probs"))
+        if recorded is None or right is None:
+            return None
+        seen = np.isfinite(recorded) & np.isfinite(right)
+        d = np.where(seen, recorded - np.where(seen, right, 0), np.nan)
+        if case.recorded("scores") is None:
+            d = d[:, 3:]  # rows of few keys have no usual value
+            d = d - np.nanmedian(d, axis=-1, keepdims=True) if d.size else d
+        return np.nan_to_num(d)
+
+    @staticmethod
+    def _source(case, slot):
+        """The token whose key gives the scores that were recorded of a slot."""
+        recorded = case.recorded("scores")
+        if recorded is None:
+            return None
         q, k = case.inputs[:2]
         every = np.einsum("qhd,khd->hqk", q, np.repeat(k, q.shape[1] // k.shape[1], 1))
-        rows = seen[0, :, wrong[0]]
-        column = recorded[:, rows, wrong[0]][..., None]
-        off = ((every[:, rows] * case.op.params["scale"] - column) ** 2).sum((0, 1))
-        slot = wrong[0]
-        return [f"{slot}", f"k{slot}", f"{slot}<{int(off.argmin())}", f"k{slot}<{int(off.argmin())}"]
+        rows = np.isfinite(recorded[0, :, slot])
+        column = recorded[:, rows, slot][..., None]
+        return int(((every[:, rows] * case.op.params["scale"] - column) ** 2).sum((0, 1)).argmin())
 
     def says(self, value):
         return f" (slot {value})" if value != "past" else " (all of earlier steps)"

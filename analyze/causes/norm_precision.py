@@ -29,12 +29,18 @@ class NormPrecision(Cause):
 
         def wrap(compute):
             def rounded(x, *gain, eps, **params):
-                with np.errstate(over="ignore"):
-                    squares = (x.astype(narrow) ** 2).astype(np.float32)
-                    total = squares.sum(-1, keepdims=True).astype(narrow).astype(np.float32)
-                    mean = (total / x.shape[-1]).astype(narrow).astype(np.float32)
-                normed = (x.astype(narrow) / np.sqrt(mean + eps)).astype(narrow).astype(x.dtype)
-                return (normed * gain[0]).astype(narrow).astype(x.dtype) if gain else normed
+                kind = x.dtype
+
+                def cut(array):
+                    return array.astype(narrow).astype(np.float32)
+
+                with np.errstate(over="ignore", divide="ignore"):
+                    x, squares = cut(x), cut(cut(x) ** 2)
+                    mean = cut(squares.mean(-1, keepdims=True))
+                    if value == "float16":  # a sum of squares overflows where their mean would not
+                        mean = cut(cut(squares.sum(-1, keepdims=True)) / x.shape[-1])
+                    normed = cut(x * cut(1 / np.sqrt(cut(mean + eps))))
+                return (cut(normed * cut(gain[0])) if gain else normed).astype(kind)
 
             return rounded
 

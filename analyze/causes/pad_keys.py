@@ -39,7 +39,7 @@ class PadKeys(Cause):
     def candidates(self, case):
         keys = len(case.inputs[1])
         missing = {-keys % tile for tile in (8, 16, 32, 64, 128, 256)}
-        return [float(count) for count in sorted(missing) if count]
+        return [float(count) for count in sorted(missing | set(range(1, 17))) if count]
 
     def fit(self, case):
         """How often exp(-m) is too much in l."""

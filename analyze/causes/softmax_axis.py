@@ -5,12 +5,15 @@ from ..reattend import finite, merged, pick, weighted
 
 
 class SoftmaxAxis(Cause):
-    """Softmax is taken over the wrong axis: over queries or heads in place of keys."""
+    """Softmax is taken over the wrong axis: over queries or heads in place of keys.
+
+    `head_finite`: over heads, with a finite number as the mask, so that masked keys get 1/heads.
+    """
 
     id = "softmax_axis"
     fix = "take softmax over the keys, the last axis of scores [head, query, key]"
     default = "query"
-    choices = ("query", "head")
+    choices = ("query", "head", "head_finite")
     fires = ("softmax_axis", "softmax_axis@1=head")
     quiet = ("causal_mask", "probs_sum")
 
@@ -18,12 +21,14 @@ class SoftmaxAxis(Cause):
         return op.kind == "attention"
 
     def change(self, op, value, model):
-        axis = {"query": 1, "head": 0}[value]
+        axis = 1 if value == "query" else 0
 
         def wrong(scores, v, want, tile):
             p = np.exp(scores - finite(scores.max(axis, keepdims=True)))
             total = p.sum(axis, keepdims=True)
             probs = p / np.where(total > 0, total, 1)
+            if value == "head_finite":
+                probs = np.where(total > 0, probs, 1 / len(p)).astype(p.dtype)
             right = {"scores": scores, "probs": probs}
             return pick(right, want) | {"out": weighted(probs, v)}
 

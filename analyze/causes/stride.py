@@ -2,13 +2,13 @@ import numpy as np
 
 from ..cause import Cause, with_inputs
 
-OPERANDS = ("q", "k", "v")
+OPERANDS = ("q", "k", "v", "out")
 
 
 class Stride(Cause):
-    """A kernel takes [token, head, dim] for [head, token, dim], or ignores strides: `value` is misread.
+    """A kernel takes [token, head, dim] for [head, token, dim], or ignores strides.
 
-    pytorch#163597, candle#3703: right once the tensor was made contiguous.
+    pytorch#163597, candle#3703: q, k or v is misread, or `out` miswritten; right once it was made contiguous.
     """
 
     id = "stride"
@@ -16,7 +16,7 @@ class Stride(Cause):
     default = "q"
     choices = OPERANDS
     tell = "the strides of q, k and v"
-    fires = ("stride", "stride@1=v", "stride=k")
+    fires = ("stride", "stride@1=v", "stride=k", "stride@0=out")
     quiet = ("gqa_map", "kv_slot")
 
     def applies(self, op):
@@ -26,8 +26,20 @@ class Stride(Cause):
         index = OPERANDS.index(value)
 
         def misread(*operands):
-            tokens, heads, dim = operands[index].shape
-            read = np.ascontiguousarray(operands[index]).reshape(heads, tokens, dim).swapaxes(0, 1)
-            return (*operands[:index], read.copy(), *operands[index + 1 :])
+            return (*operands[:index], _misread(operands[index]), *operands[index + 1 :])
 
-        return op.wrapped(with_inputs(misread))
+        def wrap(compute):
+            def written(*operands, **params):
+                results = compute(*operands, **params)
+                out = results["out"].swapaxes(0, 1)
+                return results | {"out": np.ascontiguousarray(out).reshape(results["out"].shape)}
+
+            return written
+
+        return op.wrapped(wrap if value == "out" else with_inputs(misread))
+
+
+def _misread(array):
+    """[token, head, dim] whose memory is taken for [head, token, dim]."""
+    tokens, heads, dim = array.shape
+    return np.ascontiguousarray(array).reshape(heads, tokens, dim).swapaxes(0, 1).copy()
