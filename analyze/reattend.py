@@ -3,72 +3,106 @@
 # ruff: noqa: E741 - l is the field's name for the softmax sum
 
 from collections.abc import Callable, Set
+from typing import NamedTuple
 
 import numpy as np
 
 from ..kernels.attention import TILE
 from ..tracer.graph import Compute
 
-Change = Callable[..., np.ndarray]
+
+class Scored(NamedTuple):
+    """Attention with its scores computed: scores [head, query, key], v [key, kv_head, dim], sinks [head]."""
+
+    scores: np.ndarray
+    v: np.ndarray
+    want: Set[str]
+    tile: int = TILE
+    sinks: np.ndarray | None = None
+
+    @property
+    def m(self) -> np.ndarray:
+        """The maximum of each row [head, query]."""
+        top = self.scores.max(-1)
+        return top if self.sinks is None else np.maximum(top, self.sinks[:, None])
+
+    @property
+    def p(self) -> np.ndarray:
+        """exp(score - m), of the scores' shape."""
+        return np.exp(self.scores - finite(self.m)[..., None])
+
+    def pick(self, results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What is wanted of the results."""
+        return {name: array for name, array in results.items() if name in self.want}
 
 
-def rescored(change: Change) -> Callable[[Compute], Compute]:
+def rescored(change: Callable[..., np.ndarray]) -> Callable[[Compute], Compute]:
     """A wrap of attention whose scores pass through `change(scores, q, k)` before softmax."""
 
+    def rest(scored: Scored, q: np.ndarray, k: np.ndarray) -> dict[str, np.ndarray]:
+        scores = change(scored.scores, q, k).astype(q.dtype, copy=False)
+        return attended(scored._replace(scores=scores))
+
+    return _wrapped(rest)
+
+
+def merged(change: Callable[[Scored], dict[str, np.ndarray]]) -> Callable[[Compute], Compute]:
+    """A wrap of attention that gets its results from `change(scored)`."""
+    return _wrapped(lambda scored, q, k: change(scored))
+
+
+def _wrapped(rest: Callable[..., dict[str, np.ndarray]]) -> Callable[[Compute], Compute]:
     def wrap(compute: Compute) -> Compute:
-        def attend(q, k, v, *rest, want: Set[str] = frozenset(), **params):
-            right = compute(q, k, v, *rest, want={"scores"}, **params)["scores"]
-            scores = change(right, q, k).astype(q.dtype, copy=False)
-            return from_scores(scores, v, want, params.get("tile", TILE))
+        def attend(q, k, v, *sinks, want: Set[str] = frozenset(), **params):
+            scores = compute(q, k, v, *sinks, want={"scores"}, **params)["scores"]
+            return rest(Scored(scores, v, want, params.get("tile", TILE), *sinks), q, k)
 
         return attend
 
     return wrap
 
 
-def merged(change: Callable[..., dict[str, np.ndarray]]) -> Callable[[Compute], Compute]:
-    """A wrap of attention that gets its results from `change(scores, v, want, tile)`."""
-
-    def wrap(compute: Compute) -> Compute:
-        def attend(q, k, v, *rest, want: Set[str] = frozenset(), **params):
-            scores = compute(q, k, v, *rest, want={"scores"}, **params)["scores"]
-            return change(scores, v, want, params.get("tile", TILE))
-
-        return attend
-
-    return wrap
-
-
-def from_scores(
-    scores: np.ndarray, v: np.ndarray, want: Set[str], tile: int = TILE, extra: float | np.ndarray = 0.0
-) -> dict[str, np.ndarray]:
-    """What attention gives for scores [head, query, key] and v [key, kv_head, dim]; `out` and what is wanted.
+def attended(scored: Scored, extra: float | np.ndarray = 0.0) -> dict[str, np.ndarray]:
+    """What attention gives: `out` and what is wanted.
 
     `extra` [head, query] is added to l: keys that count in the sum but have no value.
     """
-    m = scores.max(-1)
-    p = np.exp(scores - finite(m)[..., None])
+    p, m = scored.p, scored.m
     l = p.sum(-1) + extra
+    if scored.sinks is not None:
+        l = l + np.exp(scored.sinks[:, None] - m)
     probs = p / l[..., None]
-    results = {"scores": scores, "m": m, "l": l, "probs": probs}
-    if {"m_tiles", "l_tiles"} & set(want):
-        results |= _running(scores, tile)
-    return pick(results, want) | {"out": weighted(probs, v)}
+    results = {"scores": scored.scores, "m": m, "l": l, "probs": probs}
+    if {"m_tiles", "l_tiles"} & set(scored.want):
+        results |= _running(scored)
+    return scored.pick(results) | {"out": weighted(probs, scored.v)}
 
 
-def _running(scores: np.ndarray, tile: int) -> dict[str, np.ndarray]:
-    ends = range(tile, scores.shape[-1] + tile, tile)
-    m = [scores[..., :end].max(-1) for end in ends]
-    l = [np.exp(scores[..., :end] - finite(top)[..., None]).sum(-1) for end, top in zip(ends, m)]
+def _running(scored: Scored) -> dict[str, np.ndarray]:
+    m, l = [], []
+    for end in range(scored.tile, scored.scores.shape[-1] + scored.tile, scored.tile):
+        head = scored._replace(scores=scored.scores[..., :end], v=scored.v[:end], want={"l"})
+        m.append(head.m)
+        l.append(attended(head)["l"])
     return {"m_tiles": np.stack(m), "l_tiles": np.stack(l)}
 
 
-def pick(results: dict[str, np.ndarray], want: Set[str]) -> dict[str, np.ndarray]:
-    return {name: array for name, array in results.items() if name in want}
+def longer(scored: Scored, scores: np.ndarray, v: np.ndarray) -> dict[str, np.ndarray]:
+    """What attention gives with more keys: `scores` [head, query, more] and their values; cut to its own."""
+    keys = scored.scores.shape[-1]
+    more = scored._replace(
+        scores=np.concatenate([scored.scores, scores], -1), v=np.concatenate([scored.v, v])
+    )
+    made = attended(more)
+    for name in {"scores", "probs"} & set(made):
+        made[name] = made[name][..., :keys]
+    for name in {"m_tiles", "l_tiles"} & set(made):
+        made[name] = made[name][: -(-keys // scored.tile)]
+    return made
 
 
 def finite(m: np.ndarray) -> np.ndarray:
-    """A maximum that can be subtracted, also in a row that has seen no key."""
+    """A maximum that can be subtracted, also in a row that sees no key."""
     return np.where(np.isneginf(m), 0, m)
 
 

@@ -14,7 +14,7 @@ def _tanh(x: np.ndarray) -> np.ndarray:
 
 
 ACTIVATIONS = {
-    "gelu": lambda x: 0.5 * x * (1 + _erf(x / 2**0.5)),
+    "gelu_erf": lambda x: 0.5 * x * (1 + _erf(x / 2**0.5)),
     "gelu_tanh": _tanh,
     "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
     "silu": lambda x: x / (1 + np.exp(-x)),
@@ -25,6 +25,9 @@ ACTIVATIONS = {
 }
 
 
+OURS = {"gelu": "gelu_tanh"}  # what kernels/glu.py calls it
+
+
 class Activation(Cause):
     """The activation is another one: GELU for SiLU, the exact GELU for the tanh one, none at all.
 
@@ -33,17 +36,18 @@ class Activation(Cause):
 
     id = "activation"
     fix = "use the activation that the model was trained with (silu for llama, gelu_tanh for Gemma)"
-    default = "gelu"
+    default = "gelu_tanh"
     choices = tuple(ACTIVATIONS)
     tell = "gate and act in float32"
-    fires = ("activation", "activation@1=relu", "activation=gelu_tanh", "activation@0=none")
+    fires = ("activation", "activation@1=relu", "activation=gelu_erf", "activation@0=none")
     quiet = ("gate_up_swap", "weight_other@gate=ffn_up")
 
     def applies(self, op):
         return op.kind == "glu"
 
     def change(self, op, value, model):
-        if value == op.params.get("activation", "silu"):
+        right = op.params.get("activation", "silu")
+        if value == OURS.get(right, right):
             return op
 
         def wrap(compute):

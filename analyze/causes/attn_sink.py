@@ -1,14 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 
 from ..cause import Cause
-from ..reattend import finite, from_scores, merged
+from ..reattend import attended, finite, merged
 
 
 class AttnSink(Cause):
-    """A sink takes part in softmax where the model has none: one more key of score `value` without a value.
+    """A sink takes part in softmax where the model has none, or the model's own is left out.
 
-    Softmax with 1 added to its sum, or a sink counted twice (ROCm libraries#12229): rows of probs sum to less
-    than 1.
+    A sink is one more key, of score `value`, without a value. Softmax with 1 added to its sum, or a sink
+    counted twice (ROCm libraries#12229): rows of probs sum to less than 1.
     """
 
     id = "attn_sink"
@@ -22,14 +24,16 @@ class AttnSink(Cause):
         return op.kind == "attention"
 
     def change(self, op, value, model):
-        def with_sink(scores, v, want, tile):
-            extra = np.exp(value - finite(scores.max(-1))).astype(scores.dtype)
-            return from_scores(scores, v, want, tile, extra)
+        if op.weights:
+            return replace(op, weights=())
+
+        def with_sink(scored):
+            return attended(scored, np.exp(value - finite(scored.m)).astype(scored.v.dtype))
 
         return op.wrapped(merged(with_sink))
 
     def fit(self, case):
-        """log(l - right l) + m, or from what the rows of probs lack."""
+        """log(l - right l) + m."""
         total, top = case.recorded("l"), case.recorded("m")
         if total is None or top is None:
             return []

@@ -1,7 +1,7 @@
 import numpy as np
 
 from ..cause import Cause
-from ..reattend import finite, from_scores, merged, weighted
+from ..reattend import attended, merged, weighted
 
 
 class FaAccOverflow(Cause):
@@ -21,12 +21,10 @@ class FaAccOverflow(Cause):
         return op.kind == "attention"
 
     def change(self, op, value, model):
-        def overflowing(scores, v, want, tile):
-            right = from_scores(scores, v, want, tile)
-            p = np.exp(scores - finite(scores.max(-1))[..., None])
+        def overflowing(scored):
+            right = attended(scored)
             with np.errstate(over="ignore", invalid="ignore"):
-                acc = weighted(p, v).astype(np.float16).astype(v.dtype)
-            out = np.where(np.isfinite(acc), right["out"], acc)
-            return right | {"out": out}
+                acc = weighted(scored.p, scored.v).astype(np.float16).astype(scored.v.dtype)
+            return right | {"out": np.where(np.isfinite(acc), right["out"], acc)}
 
         return op.wrapped(merged(overflowing))

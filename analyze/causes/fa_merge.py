@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..cause import Cause
-from ..reattend import finite, from_scores, merged, pick, weighted
+from ..reattend import attended, finite, merged, weighted
 
 
 class FaMerge(Cause):
@@ -29,10 +29,11 @@ class FaMerge(Cause):
         if how not in ("acc", "l", "both", "m0", "tail"):
             raise ValueError(f"{how!r} is no way to merge wrongly: acc, l, both, m0 or tail")
 
-        def wrong(scores, v, want, tile):
-            if size and int(size) != tile:  # the states after tiles of another size have no name
-                want = {*want} - {"m_tiles", "l_tiles"}
-            return _merge(scores, v, want, int(size or tile), how)
+        def wrong(scored):
+            if size and int(size) != scored.tile:  # the states after tiles of another size have no name
+                kept = {*scored.want} - {"m_tiles", "l_tiles"}
+                scored = scored._replace(want=kept, tile=int(size))
+            return _merge(scored, how)
 
         return op.wrapped(merged(wrong))
 
@@ -56,31 +57,25 @@ class FaMerge(Cause):
         return f" ({said}{f', in tiles of {size}' if size else ''})"
 
 
-def _merge(scores, v, want, tile, how):
+def _merge(scored, how):
     """Online softmax over tiles of keys, with one step wrong."""
+    scores, v, tile = scored.scores, scored.v, scored.tile
     heads, queries, keys = scores.shape
     m = np.full((heads, queries), 0.0 if how == "m0" else -np.inf, scores.dtype)
-    l, acc = np.zeros_like(m), np.zeros((queries, heads, v.shape[2]), scores.dtype)
-    p, states = np.zeros_like(scores), []
+    l, acc, states = np.zeros_like(m), np.zeros((queries, heads, v.shape[2]), scores.dtype), []
     for start in range(0, keys, tile):
         span = slice(start, start + tile)
         if how == "tail" and start and start + tile >= keys:
             states.append((m, l))
             break
         m_new = np.maximum(m, scores[..., span].max(-1))
-        p[..., span] = part = np.exp(scores[..., span] - finite(m_new)[..., None])
+        part = np.exp(scores[..., span] - finite(m_new)[..., None])
         shrink = np.exp(m - finite(m_new))
         l = l * (1 if how in ("l", "both") else shrink) + part.sum(-1)
-        acc = acc * (1 if how in ("acc", "both") else shrink.T[..., None])
-        acc = acc + weighted(part, v[span])
+        acc = acc * (1 if how in ("acc", "both") else shrink.T[..., None]) + weighted(part, v[span])
         m = m_new
         states.append((m, l))
-    results = {
-        "scores": scores,
-        "m": m,
-        "l": l,
-        "m_tiles": np.stack([state[0] for state in states]),
-        "l_tiles": np.stack([state[1] for state in states]),
-    }
-    probs = from_scores(scores, v, {*want} & {"probs"}, tile)  # a merge has none: they are told apart from it
-    return probs | pick(results, want) | {"out": (acc / l.T[..., None]).astype(v.dtype)}
+    m_tiles, l_tiles = (np.stack(list(state)) for state in zip(*states))
+    results = {"scores": scores, "m": m, "l": l, "m_tiles": m_tiles, "l_tiles": l_tiles}
+    probs = attended(scored._replace(want={*scored.want} & {"probs"}))  # a merge computes none
+    return probs | scored.pick(results) | {"out": (acc / l.T[..., None]).astype(v.dtype)}

@@ -1,7 +1,5 @@
-import numpy as np
-
 from ..cause import Cause
-from ..reattend import from_scores, merged
+from ..reattend import longer, merged
 
 
 class KvDup(Cause):
@@ -20,14 +18,7 @@ class KvDup(Cause):
         return op.kind == "attention"
 
     def change(self, op, value, model):
-        def doubled(scores, v, want, tile):
-            keys = scores.shape[-1]
-            more = np.concatenate([scores, scores[..., -1:]], -1)
-            made = from_scores(more, np.concatenate([v, v[-1:]]), want, tile)
-            for name in {"scores", "probs"} & set(made):
-                made[name] = made[name][..., :keys]
-            for name in {"m_tiles", "l_tiles"} & set(made):
-                made[name] = made[name][: -(-keys // tile)]
-            return made
+        def doubled(scored):
+            return longer(scored, scored.scores[..., -1:], scored.v[-1:])
 
         return op.wrapped(merged(doubled))

@@ -1,7 +1,7 @@
 import numpy as np
 
 from ..cause import Cause
-from ..reattend import from_scores, merged
+from ..reattend import longer, merged
 
 
 class PadKeys(Cause):
@@ -23,16 +23,9 @@ class PadKeys(Cause):
     def change(self, op, value, model):
         count = int(value)
 
-        def padded(scores, v, want, tile):
-            keys = scores.shape[-1]
-            zeros = np.zeros((*scores.shape[:2], count), scores.dtype)
-            more = np.concatenate([v, np.zeros((count, *v.shape[1:]), v.dtype)])
-            made = from_scores(np.concatenate([scores, zeros], -1), more, want, tile)
-            for name in {"scores", "probs"} & set(made):
-                made[name] = made[name][..., :keys]
-            for name in {"m_tiles", "l_tiles"} & set(made):
-                made[name] = made[name][: -(-keys // tile)]
-            return made
+        def padded(scored):
+            scores = np.zeros((*scored.scores.shape[:2], count), scored.v.dtype)
+            return longer(scored, scores, np.zeros((count, *scored.v.shape[1:]), scored.v.dtype))
 
         return op if count < 1 else op.wrapped(merged(padded))
 

@@ -1,5 +1,5 @@
 from ..cause import Cause
-from ..reattend import from_scores, merged
+from ..reattend import attended, merged, weighted
 
 
 class ProbsSum(Cause):
@@ -14,11 +14,8 @@ class ProbsSum(Cause):
         return op.kind == "attention"
 
     def change(self, op, value, model):
-        def undivided(scores, v, want, tile):
-            right = from_scores(scores, v, {*want, "l"}, tile)
-            wrong = {"out": right["out"] * right["l"].T[..., None]}
-            if "probs" in right:
-                wrong["probs"] = right["probs"] * right["l"][..., None]
-            return {name: array for name, array in (right | wrong).items() if name == "out" or name in want}
+        def undivided(scored):
+            results = {"probs": scored.p, "out": weighted(scored.p, scored.v)}
+            return attended(scored) | {name: results[name] for name in {"out", *scored.want} & set(results)}
 
         return op.wrapped(merged(undivided))

@@ -1,7 +1,7 @@
 import numpy as np
 
 from ..cause import Cause
-from ..reattend import finite, merged, pick, weighted
+from ..reattend import finite, merged, weighted
 
 
 class SoftmaxAxis(Cause):
@@ -23,13 +23,14 @@ class SoftmaxAxis(Cause):
     def change(self, op, value, model):
         axis = 1 if value == "query" else 0
 
-        def wrong(scores, v, want, tile):
+        def wrong(scored):
+            scores = scored.scores
             p = np.exp(scores - finite(scores.max(axis, keepdims=True)))
             total = p.sum(axis, keepdims=True)
             probs = p / np.where(total > 0, total, 1)
             if value == "head_finite":
                 probs = np.where(total > 0, probs, 1 / len(p)).astype(p.dtype)
-            right = {"scores": scores, "probs": probs}
-            return pick(right, want) | {"out": weighted(probs, v)}
+            results = {"scores": scores, "probs": probs}
+            return scored.pick(results) | {"out": weighted(probs, scored.v)}
 
         return op.wrapped(merged(wrong))

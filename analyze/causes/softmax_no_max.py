@@ -1,7 +1,7 @@
 import numpy as np
 
 from ..cause import Cause
-from ..reattend import from_scores, merged, pick, weighted
+from ..reattend import attended, merged, weighted
 
 
 class SoftmaxNoMax(Cause):
@@ -20,13 +20,12 @@ class SoftmaxNoMax(Cause):
         return op.kind == "attention"
 
     def change(self, op, value, model):
-        def without_max(scores, v, want, tile):
+        def without_max(scored):
             with np.errstate(over="ignore", invalid="ignore"):
-                p = np.exp(scores)
+                p = np.exp(scored.scores)
                 total = p.sum(-1)
                 probs = p / total[..., None]
-                results = {"scores": scores, "probs": probs, "m": np.zeros_like(total), "l": total}
-                tiles = from_scores(scores, v, {*want} & {"m_tiles", "l_tiles"}, tile)
-                return tiles | pick(results, want) | {"out": weighted(probs, v)}
+                results = {"probs": probs, "m": np.zeros_like(total), "l": total}
+                return attended(scored) | scored.pick(results) | {"out": weighted(probs, scored.v)}
 
         return op.wrapped(merged(without_max))

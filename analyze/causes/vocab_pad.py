@@ -16,7 +16,7 @@ class VocabPad(Cause):
     quiet = ("tied_head=empty", "logit_scale")
 
     def applies(self, op):
-        return op.kind == "linear" and op.out.name == "logits"
+        return op.out.name == "logits"
 
     def change(self, op, value, model):
         def pad(logits, *operands):
