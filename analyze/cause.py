@@ -4,6 +4,7 @@ A cause is one file in `analyze/causes/` that subclasses Cause; defining the cla
 the stable name that users see.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,7 @@ class Cause:
     fix: ClassVar[str] = ""
     default: ClassVar[float | str | None] = None  # what an injection without a value takes; None: none
     choices: ClassVar[tuple[str, ...]] = ()  # the values that have names
+    form: ClassVar[str] = ""  # a pattern that other values have
     tell: ClassVar[str] = ""  # what to record to tell it from a cause that explains as much
 
     # what a hypothesis needs besides
@@ -201,9 +203,10 @@ def _value(cause: Cause, given: str) -> float | str:
     if cause.default is None:
         raise UserError(f"--inject {cause.id} takes no value")
     if isinstance(cause.default, str):
-        if cause.choices and given not in cause.choices:
-            raise UserError(f"--inject {cause.id}={given!r}: one of {', '.join(cause.choices)}")
-        return given
+        if given in cause.choices or re.fullmatch(cause.form, given):
+            return given
+        known = f"one of {', '.join(cause.choices)}" if cause.choices else f"a value like {cause.default}"
+        raise UserError(f"--inject {cause.id}={given!r}: give {known} (docs/causes.md)")
     try:
         return float(given)
     except ValueError:

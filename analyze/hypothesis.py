@@ -24,6 +24,8 @@ from .segment import At, Case, Segment
 EXPLAINS = 0.9  # a change that leaves more than a tenth of the difference is not called the cause
 PROMISING = 0.2  # the share from which on a value is refined
 ALIKE = 1.5  # remainders that differ by less than this factor cannot be told apart
+SAME = 1e-7  # remainders below this are all the same
+MOST_ALIKE = 8  # values of one cause that are told apart by the steps next to it
 RELEVANT = 0.02  # of the worst output's difference: outputs less wrong than this need no explaining
 FITTED = 1  # freedom of a value that was computed from what it has to explain
 GOLDEN = (5**0.5 - 1) / 2
@@ -111,8 +113,13 @@ class _Tests:
         if best is None:
             return None
         if cause.continuous and not self._is_done(best) and best.explained > PROMISING:
-            best = self._refined(best, places)
-        return self._with_neighbours(best, places) if self._is_enough(best) else None
+            usual.append(self._refined(best, places))
+        best = min(usual, key=lambda each: each.remaining)
+        if not self._is_enough(best):
+            return None
+        alike = [each for each in usual if each.remaining <= max(ALIKE * best.remaining, SAME)]
+        every = [self._with_neighbours(each, places) for each in alike[:MOST_ALIKE]]
+        return min(every, key=lambda each: each.remaining)
 
     def tried(self, cause: Cause, places: Sequence[Op], value: Value, freedom: int = 0) -> Hypothesis | None:
         """One value put into all the places; None where it changes nothing or cannot be computed."""
@@ -200,7 +207,7 @@ def _ranked(found: list[Hypothesis], limit: float) -> list[Hypothesis]:
     if not found:
         return []
     least = min(each.remaining for each in found)
-    alike = max(ALIKE * least, limit, 1e-7)
+    alike = max(ALIKE * least, limit, SAME)
     near = [each for each in found if each.remaining <= alike]
     stiffest = min(each.freedom for each in near)
     equal = sorted((each for each in near if each.freedom == stiffest), key=lambda each: each.remaining)

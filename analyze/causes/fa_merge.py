@@ -17,6 +17,7 @@ class FaMerge(Cause):
     id = "fa_merge"
     fix = "on a new maximum multiply both l and the accumulated output by exp(m_old - m_new)"
     default = "acc"
+    form = r"(acc|l|both|m0|tail)(/[1-9]\d*)?"
     tell = "m and l after each tile, and the tile's size"
     fires = ("fa_merge", "fa_merge@1=l", "fa_merge=both", "fa_merge=m0", "fa_merge@1=tail", "fa_merge=acc/16")
     quiet = ("value_scale=0.5", "pad_keys", "attn_sink")
@@ -26,8 +27,6 @@ class FaMerge(Cause):
 
     def change(self, op, value, model):
         how, _, size = str(value).partition("/")
-        if how not in ("acc", "l", "both", "m0", "tail"):
-            raise ValueError(f"{how!r} is no way to merge wrongly: acc, l, both, m0 or tail")
 
         def wrong(scored):
             if size and int(size) != scored.tile:  # the states after tiles of another size have no name

@@ -13,6 +13,7 @@ class GqaMap(Cause):
     id = "gqa_map"
     fix = "query head h reads KV head h // (heads / kv_heads): repeat-interleave, not tile"
     default = "tile"
+    form = r"\d+(-\d+)*"
     choices = ("tile", "v_tile", "first", "reversed")
     fires = ("gqa_map", "gqa_map@1=first", "gqa_map=v_tile", "gqa_map@0=reversed")
     quiet = ("weight_heads@0,q=reversed", "stride=k", "kv_slot")
@@ -21,14 +22,19 @@ class GqaMap(Cause):
         return op.kind == "attention"
 
     def change(self, op, value, model):
+        heads, kv_heads = (model.hparam(f"attention.head_count{end}", 1) for end in ("", "_kv"))
+        if not (isinstance(heads, int) and isinstance(kv_heads, int)):
+            return op  # as many as there are layers
+        chosen = self._map(value, heads, kv_heads)
+        if len(chosen) != heads or (heads == kv_heads and value in ("tile", "v_tile")):
+            return op
+
         def mapped(q, k, v, *rest):
-            chosen = self._map(str(value), q.shape[1], k.shape[1])
             right = np.arange(q.shape[1]) // (q.shape[1] // k.shape[1])
             k = k[:, right if value == "v_tile" else chosen]
             return (q, k.copy(), v[:, chosen].copy(), *rest)  # indexing leaves them in another order
 
-        heads, kv_heads = (model.hparam(f"attention.head_count{end}", 1) for end in ("", "_kv"))
-        return op if heads == kv_heads and value in ("tile", "v_tile") else op.wrapped(with_inputs(mapped))
+        return op.wrapped(with_inputs(mapped))
 
     @staticmethod
     def _map(value, heads, kv_heads):

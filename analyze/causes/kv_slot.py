@@ -16,6 +16,7 @@ class KvSlot(Cause):
     id = "kv_slot"
     fix = "write and read the cache at the token's own slot; check the write offset of each step"
     default = "1"
+    form = FORM.pattern
     tell = "the cache after writing and at reading, with its table of slots"
     fires = ("kv_slot", "kv_slot@1=-2", "kv_slot=v1", "kv_slot@1=k3", "kv_slot=5")
     quiet = ("gqa_map", "stride=k", "rope_position=all+1")
@@ -24,9 +25,8 @@ class KvSlot(Cause):
         return op.kind == "attention"
 
     def change(self, op, value, model):
-        found = FORM.fullmatch(str(value))
-        if found is None:
-            raise ValueError(f"{value!r} is no shift of slots: 1, -2, k1 or v1")
+        found = FORM.fullmatch(value)
+        assert found is not None
         which, shift = found[1], int(found[2])
 
         def moved(q, k, v, *rest):

@@ -18,6 +18,7 @@ class KvStale(Cause):
     id = "kv_stale"
     fix = "wait for the write before the read, and clear or mask what a recycled page held"
     default = "3"
+    form = FORM.pattern
     tell = "the cache when written and when read, run twice"
     freedom = 1
     fires = ("kv_stale", "kv_stale@1=4-7", "kv_stale=5<2", "kv_stale@1=past")
@@ -27,9 +28,8 @@ class KvStale(Cause):
         return op.kind == "attention"
 
     def change(self, op, value, model):
-        found = FORM.fullmatch(str(value))
-        if found is None:
-            raise ValueError(f"{value!r} are no slots: 3, 4-7, 5<2, v5 or past")
+        found = FORM.fullmatch(value)
+        assert found is not None
 
         def stale(q, k, v, *rest):
             if value == "past":

@@ -13,6 +13,7 @@ class NormWrongWeight(Cause):
     id = "norm_wrong_weight"
     fix = "load each norm's own tensor: attn_norm, ffn_norm, output_norm"
     default = "output_norm.weight"
+    form = r"\S+\.weight"
     fires = ("norm_wrong_weight@0,attn_norm", "norm_wrong_weight@1,ffn_norm=blk.0.ffn_norm.weight")
     quiet = ("norm_gain", "norm_plus_one")
 

@@ -5,7 +5,7 @@ import numpy as np
 from ...kernels.rope import pair_slices
 from ..cause import Cause, with_inputs
 
-FORM = re.compile(r"(decode|all|chunks)?([+-]?\d+)?")
+FORM = re.compile(r"restart|doubled|(decode|all)?([+-]?\d+)")
 FURTHEST = 4096
 
 
@@ -19,6 +19,7 @@ class RopePosition(Cause):
     id = "rope_position"
     fix = "rotate the token at index t by position t, in decode as in prefill"
     default = "decode+1"
+    form = FORM.pattern
     tell = "the position ids, prefill and decode steps"
     fires = ("rope_position", "rope_position=all+3", "rope_position@1=restart", "rope_position=decode-2")
     quiet = ("rope_twice", "kv_slot", "rope_kernel")
@@ -28,7 +29,7 @@ class RopePosition(Cause):
 
     def change(self, op, value, model):
         def moved(x, positions, *weights):
-            return (x, self._moved(positions, str(value)), *weights)
+            return (x, self._moved(positions, value), *weights)
 
         return op.wrapped(with_inputs(moved))
 
@@ -39,10 +40,8 @@ class RopePosition(Cause):
         if how == "doubled":
             return positions + positions[0]
         found = FORM.fullmatch(how)
-        if found is None:
-            raise ValueError(f"{how!r} is no shift of positions: decode+1, all-1, restart or doubled")
-        shift = int(found[2] or 0)
-        return positions if found[1] in (None, "decode") and len(positions) > 1 else positions + shift
+        assert found is not None
+        return positions + int(found[2]) if found[1] == "all" or len(positions) == 1 else positions
 
     def candidates(self, case):
         values = ["restart", "doubled"] if case.inputs[1][0] else []

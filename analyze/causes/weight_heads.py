@@ -16,6 +16,7 @@ class WeightHeads(Cause):
     id = "weight_heads"
     fix = "keep the rows of Q and K in the order the RoPE pairing wants, and heads in the file's order"
     default = "half-split"
+    form = r"\d+(-\d+)+"
     choices = ("half-split", "interleaved", "reversed")
     tell = "the weight as loaded: trace weights MODEL TENSOR --against DUMP"
     fires = ("weight_heads@q,k", "weight_heads@1,q=interleaved", "weight_heads@0,q=reversed")

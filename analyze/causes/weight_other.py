@@ -16,6 +16,7 @@ class WeightOther(Cause):
     id = "weight_other"
     fix = "load blk.N.<projection>.weight of the layer and projection that compute"
     default = "layer+1"
+    form = r"\S+"
     tell = "the weight as loaded: trace weights MODEL TENSOR --against DUMP"
     freedom = 1
     fires = ("weight_other@0,q", "weight_other@1,up=layer0", "weight_other@k=attn_v")
