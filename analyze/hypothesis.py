@@ -11,6 +11,7 @@ before one that was fitted.  Those that are equal in this, too, cannot be told a
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
@@ -68,14 +69,25 @@ def explain(replay: Replay, op: Op, step: int, key: Key, limit: float = 0.0) -> 
 
     `key` is the output that the share is told of, and `limit` its error that rounding explains.
     """
+    return search(replay, op, step, key, limit).causes
+
+
+class Search(NamedTuple):
+    """The causes that explain an op, best first, and where none does the one that comes nearest."""
+
+    segment: Segment
+    causes: list[Hypothesis]
+    nearest: Hypothesis | None
+
+
+def search(replay: Replay, op: Op, step: int, key: Key, limit: float = 0.0) -> Search:
+    """As `explain`, with what there is to say where nothing explains the op."""
     tests = _Tests(Segment(replay, op, step), key, limit)
-    found = []
-    for cause in causes().values():
-        for places in _places(cause, tests.segment.ops):
-            best = tests.best(cause, places)
-            if best is not None:
-                found.append(best)
-    return _ranked(found, limit)
+    places = [(cause, ops) for cause in causes().values() for ops in _places(cause, tests.segment.ops)]
+    tried = [best for cause, ops in places if (best := tests.best(cause, ops)) is not None]
+    enough = _ranked([best for best in tried if tests.is_enough(best)], limit)
+    nearest = max(tried, key=lambda each: each.explained, default=None)
+    return Search(tests.segment, enough, None if enough else nearest)
 
 
 def layers_explained(replay: Replay, hypothesis: Hypothesis) -> list[int]:
@@ -103,7 +115,7 @@ class _Tests:
         self.is_off = bool(self._off.size and self._off.max() > 0)
 
     def best(self, cause: Cause, places: Sequence[Op]) -> Hypothesis | None:
-        """The value of a cause that explains most, where that is enough."""
+        """The value of a cause that explains most; None where no value of it changes anything."""
         case = Case(self.segment, places[0])
         with np.errstate(all="ignore"):
             usual = self._tried_all(cause, places, cause.candidates(case), cause.freedom)
@@ -115,8 +127,8 @@ class _Tests:
         if cause.continuous and not self._is_done(best) and best.explained > PROMISING:
             usual.append(self._refined(best, places))
         best = min(usual, key=lambda each: each.remaining)
-        if not self._is_enough(best):
-            return None
+        if not self.is_enough(best):
+            return best
         alike = [each for each in usual if each.remaining <= max(ALIKE * best.remaining, SAME)]
         every = [self._with_neighbours(each, places) for each in alike[:MOST_ALIKE]]
         return min(every, key=lambda each: each.remaining)
@@ -160,7 +172,8 @@ class _Tests:
         shares = 1 - left[counts] / np.maximum(self._off[counts], RELEVANT * worst)
         return float(max(0.0, np.nan_to_num(shares.min(), nan=0.0)))
 
-    def _is_enough(self, tried: Hypothesis) -> bool:
+    def is_enough(self, tried: Hypothesis) -> bool:
+        """Whether nearly all of the difference is explained, or as much as rounding leaves."""
         within = tried.remaining <= self.limit < self._off.max()
         return tried.explained >= EXPLAINS or (within and tried.explained > 0)
 
