@@ -8,6 +8,7 @@ from .cause import causes
 from .hypothesis import Search
 from .pattern import Sample, describe
 
+SHOWN = 12  # ops that are named
 SAID = 3  # sentences on the shape of the difference
 WORTH = 0.1  # the share from which on the nearest cause is told
 
@@ -17,8 +18,9 @@ def established(search: Search, key: Key) -> str:
     segment = search.segment
     told = [f"{key} does not follow from its own inputs, and none of {len(causes())} causes explains it"]
     if len(segment.ops) > 1:
-        names = ", ".join(op.out.name for op in segment.ops)
-        told.append(f"the fault is in one of {names}, as no more was recorded")
+        names = ", ".join(str(op.out) for op in segment.ops[:SHOWN])
+        more = f" and {len(segment.ops) - SHOWN} more" if len(segment.ops) > SHOWN else ""
+        told.append(f"the fault is in one of {names}{more}, as nothing between was recorded")
     axes = segment.replay.trace.tensors[key].axes
     place = next((index for index, axis in enumerate(axes) if axis in ("token", "query")), 0)
     recorded = np.moveaxis(segment.replay.trace.read(key, segment.step), place, 0).astype(np.float64)

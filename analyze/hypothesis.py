@@ -28,6 +28,7 @@ ALIKE = 1.5  # remainders that differ by less than this factor cannot be told ap
 SAME = 1e-7  # remainders below this are all the same
 MOST_ALIKE = 8  # values of one cause that are told apart by the steps next to it
 RELEVANT = 0.02  # of the worst output's difference: outputs less wrong than this need no explaining
+REACH = 18  # ops of a segment, the last ones, that are tried: one layer
 FITTED = 1  # freedom of a value that was computed from what it has to explain
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -83,7 +84,8 @@ class Search(NamedTuple):
 def search(replay: Replay, op: Op, step: int, key: Key, limit: float = 0.0) -> Search:
     """As `explain`, with what there is to say where nothing explains the op."""
     tests = _Tests(Segment(replay, op, step), key, limit)
-    places = [(cause, ops) for cause in causes().values() for ops in _places(cause, tests.segment.ops)]
+    near = tests.segment.ops[-REACH:]
+    places = [(cause, ops) for cause in causes().values() for ops in _places(cause, near)]
     tried = [best for cause, ops in places if (best := tests.best(cause, ops)) is not None]
     enough = _ranked([best for best in tried if tests.is_enough(best)], limit)
     nearest = max(tried, key=lambda each: each.explained, default=None)

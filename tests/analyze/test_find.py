@@ -180,6 +180,6 @@ def test_what_is_established_of_an_unknown_fault(record_tiny: Record, tiny_model
     ours, reference = record_tiny(change=change, selection=few), record_tiny(selection=few)
     (cause,) = name_causes(compare(ours, reference), ours, reference, tiny_model).causes
     assert cause.id == "unknown"
-    assert "the fault is in one of q, q_rope, as no more was recorded" in cause.evidence
+    assert "the fault is in one of L01 q, L01 q_rope, as nothing between was recorded" in cause.evidence
     assert "only in head 2 (of 4)" in cause.evidence
 >>>>>>> 74da102 (Say of an unknown fault where it lies, what it looks like and what comes nearest)
