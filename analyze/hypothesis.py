@@ -122,7 +122,7 @@ class _Tests:
         with np.errstate(all="ignore"):
             usual = self._tried_all(cause, places, cause.candidates(case), cause.freedom)
             if not any(self._is_done(each) for each in usual):
-                usual += self._tried_all(cause, places, cause.fit(case), cause.freedom + FITTED)
+                usual += self._tried_all(cause, places, _fitted(cause, case), cause.freedom + FITTED)
         best = min(usual, key=lambda each: each.remaining, default=None)
         if best is None:
             return None
@@ -206,6 +206,14 @@ class _Tests:
         except (NotRecorded, UserError, ValueError, IndexError):
             return best
         return replace(best, remaining=float(np.hypot(best.remaining, np.sqrt(np.sum(left**2)))))
+
+
+def _fitted(cause: Cause, case: Case) -> list[Value]:
+    """The values that a cause computes from what was recorded, which may be anything, NaN included."""
+    try:
+        return list(cause.fit(case))
+    except (ValueError, ArithmeticError, IndexError):
+        return []
 
 
 def _places(cause: Cause, ops: Sequence[Op]) -> Iterator[list[Op]]:

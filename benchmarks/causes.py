@@ -157,8 +157,7 @@ def own(folder: Path, quick: bool) -> Iterator[Result]:
     smollm2 = Model(resolve("smollm2-135m"))
     for cause in causes().values():
         if not cause.needs and type(cause).change is not Cause.change and not quick:
-            text = next(_with_layers(cause.fires[0], ["14"]))
-            yield _on_smollm2(smollm2, cause, text, folder)
+            yield from _on_smollm2(smollm2, cause, next(_with_layers(cause.fires[0], ["14"])), folder)
 
 
 def _modes(text: str, quick: bool) -> list[Mode]:
@@ -168,10 +167,11 @@ def _modes(text: str, quick: bool) -> list[Mode]:
 
 
 def _faults(cause: Cause, quick: bool) -> list[str]:
-    """The cases of a cause, in the first, the middle, the last and all layers."""
-    found = []
-    for text in cause.fires[: 1 if quick else None]:
-        found += _with_layers(text, ["0", "1", "2", ""][:: 3 if quick else 1])
+    """The cases of a cause: the first in the first, the middle, the last and all layers, others in two."""
+    first, *others = cause.fires
+    found = [*_with_layers(first, ["0", ""] if quick else ["0", "1", "2", ""])]
+    for text in [] if quick else others:
+        found += _with_layers(text, ["1", ""])
     return list(dict.fromkeys(found))
 
 
@@ -246,14 +246,13 @@ class _Models:
         return Trace(path)
 
 
-def _on_smollm2(model: Model, cause: Cause, text: str, folder: Path) -> Result:
+def _on_smollm2(model: Model, cause: Cause, text: str, folder: Path) -> Iterator[Result]:
     """A prompt of 16 tokens and one decode step, three layers around the fault recorded."""
     graph = build_graph(model)
     try:
         faulty = Injection.parse(text).apply(graph)
     except UserError:
-        text = next(_with_layers(text, [""]))
-        faulty = Injection.parse(text).apply(graph)
+        return  # a fault outside the layers
     changed = {a.out for a, b in zip(graph.ops, faulty.ops) if a is not b}
     ids = [504, 3575, 282, 4649, 314, 7042, 28, 284, 260, 2240, 282, 14794, 314, 2743, 11, 198]
     run = {"n_new": 2, "tile": TILE, "selection": Selection(layers="13-15")}
@@ -263,7 +262,7 @@ def _on_smollm2(model: Model, cause: Cause, text: str, folder: Path) -> Result:
     ours.unlink(missing_ok=True)
     record_trace(model, ours, ids, change=Injection.parse(text).apply, **run)
     with Trace(ours) as a, Trace(healthy) as b:
-        return judge("own: SmolLM2, layer 14", text, {cause.id}, changed, (a, b), model)
+        yield judge("own: SmolLM2, layer 14", text, {cause.id}, changed, (a, b), model)
 
 
 # ---- the report

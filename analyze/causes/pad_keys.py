@@ -40,7 +40,7 @@ class PadKeys(Cause):
         if total is None or top is None:
             return []
         right = case.right("l") * np.exp(case.right("m") - top)
-        count = round(float(np.median((total - right) * np.exp(top))))
+        count = np.round(np.median((total - right) * np.exp(top)))
         return [float(count)] if 0 < count < 4096 else []
 
     def says(self, value):

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from ggufs import write_gguf
 from recording import record_trace
@@ -11,10 +10,7 @@ from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.compare import compare
 from tensortrace.analyze.find import name_causes
 from tensortrace.tracer.gguf import Model
-<<<<<<< HEAD
 from tensortrace.tracer.graph import Graph
-=======
->>>>>>> 74da102 (Say of an unknown fault where it lies, what it looks like and what comes nearest)
 from tensortrace.tracer.names import Key
 from tensortrace.tracer.selection import Selection
 from tensortrace.tracer.trace import Trace
@@ -87,7 +83,6 @@ def test_with_few_tensors_recorded_the_segment_is_replayed(record_tiny: Record, 
     assert named.causes[0].id == "rope_pairing"
 
 
-<<<<<<< HEAD
 def inject(*faults: str) -> Callable[[Graph], Graph]:
     def change(graph: Graph) -> Graph:
         for fault in faults:
@@ -161,25 +156,3 @@ def test_what_cannot_be_replayed_is_said(record_tiny: Record, tiny_model: Model)
     assert [cause.id for cause in named.causes] == ["unknown"]
     assert "L00 scores could not be replayed" in named.evidence[-1]
     assert "recorded for some tokens only" in named.evidence[-1]
-=======
-def test_what_is_established_of_an_unknown_fault(record_tiny: Record, tiny_model: Model) -> None:
-    """Where it lies, what it looks like, and what comes nearest."""
-
-    def change(graph):
-        def blur(compute):
-            def blurred(*operands, **params):
-                out = compute(*operands, **params)
-                out[:, 2] = np.sin(3 * out[:, 2])
-                return out
-
-            return blurred
-
-        return graph.replace(lambda op: op.wrapped(blur) if op.out == Key(1, "q") else op)
-
-    few = Selection(tensors="attn_norm,q_rope,scores")
-    ours, reference = record_tiny(change=change, selection=few), record_tiny(selection=few)
-    (cause,) = name_causes(compare(ours, reference), ours, reference, tiny_model).causes
-    assert cause.id == "unknown"
-    assert "the fault is in one of L01 q, L01 q_rope, as nothing between was recorded" in cause.evidence
-    assert "only in head 2 (of 4)" in cause.evidence
->>>>>>> 74da102 (Say of an unknown fault where it lies, what it looks like and what comes nearest)
