@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 from ggufs import write_gguf
+from tensortrace.tracer.experts import experts
 from tensortrace.tracer.graph import POSITIONS, TOKENS, Graph
 
 ARCH = "zoo"
+EXPERTS = 4
 FEATURES: dict[str, dict[str, Any]] = {  # what a cause needs -> arguments of write_gguf
     "bias": {"bias": True},
     "qk_norm": {"qk_norm": True},
@@ -23,6 +25,8 @@ FEATURES: dict[str, dict[str, Any]] = {  # what a cause needs -> arguments of wr
     "Q4_1": {"qtype": "Q4_1"},
     "loud_ffn": {},
     "loud_v": {},
+    "longrope": {},
+    "moe": {"metadata": {"expert_count": EXPERTS, "expert_used_count": 2}},
 }
 
 
@@ -41,6 +45,8 @@ def build(g: Graph) -> None:
         if f"blk.{layer}.attn_q_norm.weight" in g.model:
             q = g.op("q_norm", "rms_norm", q, w=("attn_q_norm.weight",), eps=eps)
             k = g.op("k_norm", "rms_norm", k, w=("attn_k_norm.weight",), eps=eps)
+        if "rope_factors_long.weight" in g.model:
+            rope |= {"w": ("/rope_factors_short.weight", "/rope_factors_long.weight"), "original": 100}
         q = g.op("q_rope", "rope", q, POSITIONS, **rope)
         k = g.op("k_rope", "rope", k, POSITIONS, **rope)
         window = hp("window", None)
@@ -50,8 +56,13 @@ def build(g: Graph) -> None:
         h = g.op("ffn_norm", "rms_norm", x, w=("ffn_norm.weight",), eps=eps)
         gate = g.op("gate", "linear", h, w=("ffn_gate.weight",))
         up = g.op("up", "linear", h, w=("ffn_up.weight",))
-        h = g.op("act", "glu", gate, up, activation="silu")
-        h = g.op("ffn_out", "linear", h, w=("ffn_down.weight",))
+        a = g.op("act", "glu", gate, up, activation="silu")
+        if hp("expert_count", 0):
+            routed = experts(g, h, out="moe_out", renormalised=True, activation="silu")
+            shared = g.op("shared_out", "linear", a, w=("ffn_down.weight",))
+            h = g.op("ffn_out", "gated_add", routed, shared, h, w=("ffn_gate_inp_shexp.weight",))
+        else:
+            h = g.op("ffn_out", "linear", a, w=("ffn_down.weight",))
         x = g.op("resid_out", "add", x, h)
     x = g.op("final_norm", "rms_norm", x, w=("output_norm.weight",), eps=eps)
     g.op("logits", "linear", x, w=("output.weight",))
@@ -79,4 +90,26 @@ def write(path: Path, needs: tuple[str, ...], layers: int = 2) -> Path:
         for layer in range(arguments["layers"]):
             values = factor * random.normal(0, 1 / 8, (rows, 64))
             tensors[f"blk.{layer}.{role}.weight"] = values.astype(np.float32)
+    if "longrope" in needs:
+        factors = {"rope_factors_short": 1.0, "rope_factors_long": np.linspace(1, 8, 8)}
+        tensors |= {f"{name}.weight": np.full(8, values, np.float32) for name, values in factors.items()}
+    if "moe" in needs:
+        tensors |= _experts(arguments["layers"], arguments["ff"])
     return write_gguf(path, ARCH, tensors=tensors, **arguments)
+
+
+def _experts(layers: int, ff: int, dim: int = 64) -> dict[str, np.ndarray]:
+    """The weights of the experts and their router, and the gate of the shared one."""
+    random = np.random.default_rng(9)
+    shapes = {
+        "ffn_gate_inp": (EXPERTS, dim),
+        "ffn_gate_inp_shexp": (dim,),
+        "ffn_gate_exps": (EXPERTS, ff, dim),
+        "ffn_up_exps": (EXPERTS, ff, dim),
+        "ffn_down_exps": (EXPERTS, dim, ff),
+    }
+    return {
+        f"blk.{layer}.{role}.weight": random.normal(0, shape[-1] ** -0.5, shape).astype(np.float32)
+        for layer in range(layers)
+        for role, shape in shapes.items()
+    }

@@ -29,16 +29,17 @@ class NormEps(Cause):
         return [eps for eps in (1e-6, 1e-5, 1e-8, 1e-12, 1e-3, 0.0) if abs(eps / right - 1) > 1e-3]
 
     def fit(self, case):
-        """(x w / y)² - mean(x²), from the largest elements of the rows that are smallest."""
+        """(x w / y)² - mean(x²), from the largest element of the rows that are smallest."""
         y = case.recorded()
         if y is None:
             return []
         x, gain = case.inputs[0], case.weight()
         mean_square = (x * x).mean(-1)
-        strong = np.abs(x * gain) > np.abs(x * gain).mean(-1, keepdims=True)
+        weighted = np.abs(x * gain)
+        largest = weighted.argmax(-1)[..., None]  # the best known element of each row
+        top, made = (np.take_along_axis(array, largest, -1)[..., 0] for array in (weighted, np.abs(y)))
         with np.errstate(all="ignore"):
-            eps = np.median(np.where(strong, (x * gain / y) ** 2, np.nan)[strong]) if strong.all() else None
-            each = np.nanmedian(np.where(strong, (x * gain / y) ** 2, np.nan), axis=-1) - mean_square
+            each = (top / made) ** 2 - mean_square
         smallest = each.ravel()[np.argsort(mean_square.ravel())][: max(1, each.size // 4)]
-        found = float(np.median(smallest)) if eps is None else float(eps)
+        found = float(np.median(smallest))
         return [found] if np.isfinite(found) and found > 0 else []
