@@ -85,7 +85,7 @@ RUNS: dict[str, Run] = {
     "torch f16": theirs(lambda model: torch_engine.Engine(build_graph(model), model, dtype="float16")),
     "llama.cpp": theirs(lambda model: llama_cpp.Engine(build_graph(model), model)),
     "llama.cpp, f16 cache, chunks": theirs(
-        lambda model: llama_cpp.Engine(build_graph(model), model, kv="float16"), chunk=7
+        lambda model: llama_cpp.Engine(build_graph(model), model, kv="f16"), chunk=7
     ),
     "not a bug: heads in another order": changed(heads_in_order),
     "not a bug: scale folded into Q": changed(scale_in_q),

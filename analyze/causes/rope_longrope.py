@@ -6,8 +6,8 @@ from ..cause import Cause
 class RopeLongrope(Cause):
     """LongRoPE's long factors are used at a short length, or the short ones throughout.
 
-    llama.cpp#24823 (chosen by the context's size, not the sequence's length), mlxcel#1358 (only one of the two
-    tables read).
+    llama.cpp#24823 (chosen by the context's size, not the sequence's length), mlxcel#1358 (only one of the
+    two tables read).
     """
 
     id = "rope_longrope"
