@@ -17,8 +17,9 @@ from ..tracer.graph import Op
 from ..tracer.names import Key
 from ..tracer.trace import Trace
 from .compare import Comparison
+from .established import established
 from .findings import UNKNOWN, Finding
-from .hypothesis import Hypothesis, explain, layers_explained
+from .hypothesis import Hypothesis, Search, layers_explained, search
 from .noise import DIVERGED, INHERITED
 from .pattern import describe
 from .replay import NotRecorded, Replay
@@ -61,30 +62,35 @@ def causes_of(found: Verification, who: str = "") -> list[Finding]:
         del first[key]
         if vain.get(key.name, 0) >= TRIES:
             continue
-        hypotheses = _explained(found, replay, key, step)
-        for hypothesis in hypotheses:
+        op, searched = found.op(key), _searched(found, replay, key, step)
+        causes = searched.causes[:LISTED] if searched else []
+        explained = {op.out.layer}  # the op's other outputs were looked at with this one
+        for hypothesis in causes:
             layers = layers_explained(replay, hypothesis)
-            said = _evidence(who, replay, hypothesis, found.op(key), layers)
+            said = _evidence(who, replay, hypothesis, op, layers)
             cause, share = hypothesis.cause, round(hypothesis.explained, 6)
             finding = Finding(cause.id, step, *key, share, said, cause.fix)
             merged.add(finding, hypothesis.value)
-            if hypothesis is hypotheses[0]:
-                first = {k: at for k, at in first.items() if k.name != key.name or k.layer not in layers}
-        if not hypotheses:
+            if hypothesis is causes[0]:
+                explained |= {*layers}
+        names = {output.name for output in op.outputs}
+        first = {k: at for k, at in first.items() if k.name not in names or k.layer not in explained}
+        if not causes:
             vain[key.name] = vain.get(key.name, 0) + 1
-            told = f"{key} does not follow from its own inputs, and no known cause explains it"
+            told = established(searched, key) if searched else f"{key} does not follow from its own inputs"
             finding = Finding(UNKNOWN, step, *key, 0.0, f"{who}: {told}" if who else told)
             merged.add(finding, key.name)
     return merged.findings
 
 
-def _explained(found: Verification, replay: Replay, key: Key, step: int) -> list[Hypothesis]:
+def _searched(found: Verification, replay: Replay, key: Key, step: int) -> Search | None:
     if not replay.trace.has(key, step):
-        return []  # of a log: it shows some values only
+        return None  # of a log: it shows some values only
+    limit = float(found.judged.noise[found.keys.index(key), step])
     try:
-        return explain(replay, found.op(key), step, key)[:LISTED]
+        return search(replay, found.op(key), step, key, limit)
     except NotRecorded:
-        return []
+        return None
 
 
 class _Merged:
@@ -112,13 +118,16 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _evidence(who: str, replay: Replay, hypothesis: Hypothesis, op: Op, layers: list[int]) -> str:
-    value = "" if hypothesis.value is None else f" with the value {hypothesis.value:.6g}"
     of = sum(1 for other in replay.graph.ops if other.out.name == op.out.name)
     where = f" in {_ranges(layers)} (of {of})" if layers else ""
-    return (
-        f"{who}: " * bool(who) + f"{hypothesis.cause.id}{value} explains {hypothesis.explained:.4%} of the "
-        f"difference in {hypothesis.key.name}{where}"
-    )
+    said = f"{who}: " * bool(who) + f"{hypothesis} explains {hypothesis.explained:.4%} of the "
+    said += f"difference in {hypothesis.key.name}{where}"
+    if hypothesis.places != (op.out.name,):
+        said += f", if it is in {', '.join(hypothesis.places)}"
+    if hypothesis.equals:
+        said += f"; {', '.join(hypothesis.equals)} would give the same"
+        said += f": to tell them apart record {hypothesis.cause.tell}" if hypothesis.cause.tell else ""
+    return said
 
 
 def _ranges(layers: list[int]) -> str:

@@ -2,29 +2,57 @@
 
 The change after which the op gives what was recorded, where the right op does not, is the cause.  This is
 evidence, not a guess from statistics: the figure is the share of the difference that the change explains.
+Where the op's inputs were not recorded, every op that they come from is tried as well.
+
+Of several causes that explain as much, the stiffer is meant: one with a value from a list or none at all
+before one that was fitted.  Those that are equal in this, too, cannot be told apart and are told together.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
+from ..tracer.errors import UserError
 from ..tracer.graph import Op
 from ..tracer.names import Key
-from .cause import Cause, causes
+from .cause import Cause, Value, causes
 from .replay import NotRecorded, Replay, residual
+from .segment import At, Case, Segment
 
 EXPLAINS = 0.9  # a change that leaves more than a tenth of the difference is not called the cause
+PROMISING = 0.2  # the share from which on a value is refined
+ALIKE = 1.5  # remainders that differ by less than this factor cannot be told apart
+SAME = 1e-7  # remainders below this are all the same
+MOST_ALIKE = 8  # values of one cause that are told apart by the steps next to it
+RELEVANT = 0.02  # of the worst output's difference: outputs less wrong than this need no explaining
+REACH = 18  # ops of a segment, the last ones, that are tried: one layer
+FITTED = 1  # freedom of a value that was computed from what it has to explain
+GOLDEN = (5**0.5 - 1) / 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a value may be an array
 class Hypothesis:
-    """One cause tried on one op of one step: `explained` is 1 where nothing of the difference remains."""
+    """One cause tried on ops of one step: `explained` is 1 where nothing of the difference in `key` remains.
+
+    `places` are the names of the ops changed; `equals` the ids of causes that explain as much and are as
+    stiff.
+    """
 
     cause: Cause
-    value: float | None
+    value: Value
     step: int
     key: Key
     explained: float
+    places: tuple[str, ...] = ()
+    remaining: float = 0.0
+    freedom: int = 0
+    equals: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.cause.id}{self.cause.says(self.value)}"
 
 
 def wrongness(replay: Replay, op: Op, step: int) -> dict[Key, float]:
@@ -37,24 +65,31 @@ def wrongness(replay: Replay, op: Op, step: int) -> dict[Key, float]:
     }
 
 
-def explain(replay: Replay, op: Op, step: int, key: Key) -> list[Hypothesis]:
-    """Every cause that explains the recorded `key` (an output of `op`), the best first."""
-    recorded = replay.trace.read(key, step)
-    difference = residual(recorded, replay.compute(op, step)[key])
-    found = []
-    for cause in causes().values():
-        if not cause.applies(op):
-            continue
-        for value in cause.candidates(op, replay, step, key):
-            variant = cause.change(op, value, replay.model)
-            try:
-                remaining = residual(recorded, replay.compute(variant, step)[key])
-            except NotRecorded:
-                continue
-            explained = _share(difference, remaining)
-            if explained >= EXPLAINS:
-                found.append(Hypothesis(cause, value, step, key, explained))
-    return sorted(found, key=lambda hypothesis: -hypothesis.explained)
+def explain(replay: Replay, op: Op, step: int, key: Key, limit: float = 0.0) -> list[Hypothesis]:
+    """Every cause that explains the recorded outputs of `op`, the best first.
+
+    `key` is the output that the share is told of, and `limit` its error that rounding explains.
+    """
+    return search(replay, op, step, key, limit).causes
+
+
+class Search(NamedTuple):
+    """The causes that explain an op, best first, and where none does the one that comes nearest."""
+
+    segment: Segment
+    causes: list[Hypothesis]
+    nearest: Hypothesis | None
+
+
+def search(replay: Replay, op: Op, step: int, key: Key, limit: float = 0.0) -> Search:
+    """As `explain`, with what there is to say where nothing explains the op."""
+    tests = _Tests(Segment(replay, op, step), key, limit)
+    near = tests.segment.ops[-REACH:]
+    places = [(cause, ops) for cause in causes().values() for ops in _places(cause, near)]
+    tried = [best for cause, ops in places if (best := tests.best(cause, ops)) is not None]
+    enough = _ranked([best for best in tried if tests.is_enough(best)], limit)
+    nearest = max(tried, key=lambda each: each.explained, default=None)
+    return Search(tests.segment, enough, None if enough else nearest)
 
 
 def layers_explained(replay: Replay, hypothesis: Hypothesis) -> list[int]:
@@ -64,20 +99,169 @@ def layers_explained(replay: Replay, hypothesis: Hypothesis) -> list[int]:
         key = Key(op.out.layer, hypothesis.key.name)
         if op.out.layer is None or key not in op.outputs or not replay.trace.has(key, hypothesis.step):
             continue
-        recorded = replay.trace.read(key, hypothesis.step)
-        difference = residual(recorded, replay.compute(op, hypothesis.step)[key])
-        variant = hypothesis.cause.change(op, hypothesis.value, replay.model)
-        remaining = residual(recorded, replay.compute(variant, hypothesis.step)[key])
-        if _share(difference, remaining) >= EXPLAINS:
+        tests = _Tests(Segment(replay, op, hypothesis.step), key, 0.0)
+        places = [each for each in tests.segment.ops if each.out.name in hypothesis.places]
+        tried = tests.tried(hypothesis.cause, places, hypothesis.value) if tests.is_off else None
+        if tried is not None and tried.explained >= EXPLAINS:
             layers.append(op.out.layer)
     return layers
 
 
-def _share(difference: float, remaining: float) -> float:
-    """The share of `difference` that a change explains, given what remains."""
-    if remaining == difference:  # also where both are infinite: the change explains nothing
-        return 0.0
-    return 1.0 if np.isinf(difference) else max(0.0, 1 - remaining / difference)
+class _Tests:
+    """One segment whose outputs are to be explained, in its own step and in those next to it."""
+
+    def __init__(self, segment: Segment, key: Key, limit: float):
+        self.segment, self.key, self.limit = segment, key, limit
+        self._targets = segment.targets(segment.step)
+        self._off = segment.off({}, self._targets)
+        self.is_off = bool(self._off.size and self._off.max() > 0)
+
+    def best(self, cause: Cause, places: Sequence[Op]) -> Hypothesis | None:
+        """The value of a cause that explains most; None where no value of it changes anything."""
+        case = Case(self.segment, places[0])
+        with np.errstate(all="ignore"):
+            usual = self._tried_all(cause, places, cause.candidates(case), cause.freedom)
+            if not any(self._is_done(each) for each in usual):
+                usual += self._tried_all(cause, places, _fitted(cause, case), cause.freedom + FITTED)
+        best = min(usual, key=lambda each: each.remaining, default=None)
+        if best is None:
+            return None
+        if cause.continuous and not self._is_done(best) and best.explained > PROMISING:
+            usual.append(self._refined(best, places))
+        best = min(usual, key=lambda each: each.remaining)
+        if not self.is_enough(best):
+            return best
+        alike = [each for each in usual if each.remaining <= max(ALIKE * best.remaining, SAME)]
+        every = [self._with_neighbours(each, places) for each in alike[:MOST_ALIKE]]
+        return min(every, key=lambda each: each.remaining)
+
+    def tried(self, cause: Cause, places: Sequence[Op], value: Value, freedom: int = 0) -> Hypothesis | None:
+        """One value put into all the places; None where it changes nothing or cannot be computed."""
+        if isinstance(value, float) and not np.isfinite(value):
+            return None
+        changed = self._changed(cause, places, value)
+        if not changed:
+            return None
+        try:
+            left = self.segment.off(changed, self._targets)
+        except (NotRecorded, UserError, ValueError, IndexError):
+            return None  # the fault cannot be in an op of these shapes
+        names = tuple(dict.fromkeys(op.out.name for op in places))
+        explained, remaining = self._share(left), float(np.sqrt(np.sum(left**2)))
+        step = self.segment.step
+        return Hypothesis(cause, value, step, self.key, explained, names, remaining, freedom)
+
+    def _changed(self, cause: Cause, places: Sequence[Op], value: Value) -> dict[Key, Op]:
+        model = self.segment.replay.model
+        try:
+            made = {op.out: (op, cause.change(op, value, model)) for op in places}
+        except (UserError, ValueError, IndexError):
+            return {}
+        return {out: changed for out, (op, changed) in made.items() if changed is not op}
+
+    def _tried_all(
+        self, cause: Cause, places: Sequence[Op], values: Iterable[Value], freedom: int
+    ) -> list[Hypothesis]:
+        tried = (self.tried(cause, places, value, freedom) for value in values)
+        return [each for each in tried if each is not None]
+
+    def _share(self, left: np.ndarray) -> float:
+        """The share of the difference explained, of the output that it explains least."""
+        worst = self._off.max()
+        counts = (self._off > RELEVANT * worst) | (left > RELEVANT * worst)
+        if not counts.any():
+            return 1.0 if worst else 0.0
+        shares = 1 - left[counts] / np.maximum(self._off[counts], RELEVANT * worst)
+        return float(max(0.0, np.nan_to_num(shares.min(), nan=0.0)))
+
+    def is_enough(self, tried: Hypothesis) -> bool:
+        """Whether nearly all of the difference is explained, or as much as rounding leaves."""
+        within = tried.remaining <= self.limit < self._off.max()
+        return tried.explained >= EXPLAINS or (within and tried.explained > 0)
+
+    def _is_done(self, tried: Hypothesis) -> bool:
+        return tried.explained > 1 - 1e-5
+
+    def _refined(self, best: Hypothesis, places: Sequence[Op]) -> Hypothesis:
+        """The value near one that explains something, by golden section."""
+
+        def off(value: float) -> float:
+            tried = self.tried(best.cause, places, value)
+            return float("inf") if tried is None else tried.remaining
+
+        value = golden_section(off, float(best.value))
+        tried = self.tried(best.cause, places, value, best.cause.freedom + FITTED)
+        return best if tried is None or tried.remaining >= best.remaining else tried
+
+    def _with_neighbours(self, best: Hypothesis, places: Sequence[Op]) -> Hypothesis:
+        """The remainder in the steps next to it counts too: a fault may be one of decode steps only."""
+        targets: list[At] = [
+            target for step in self.segment.neighbours() for target in self.segment.targets(step)
+        ]
+        if not targets:
+            return best
+        try:
+            changed = self._changed(best.cause, places, best.value)
+            left = self.segment.off(changed, targets)
+        except (NotRecorded, UserError, ValueError, IndexError):
+            return best
+        return replace(best, remaining=float(np.hypot(best.remaining, np.sqrt(np.sum(left**2)))))
+
+
+def _fitted(cause: Cause, case: Case) -> list[Value]:
+    """The values that a cause computes from what was recorded, which may be anything, NaN included."""
+    try:
+        return list(cause.fit(case))
+    except (ValueError, ArithmeticError, IndexError):
+        return []
+
+
+def _places(cause: Cause, ops: Sequence[Op]) -> Iterator[list[Op]]:
+    """The ops to change together: those of one name, and in a longer segment all that can have it."""
+    able = sorted((op for op in ops if cause.applies(op)), key=lambda op: op.out.name)
+    groups = [list(group) for _, group in groupby(able, key=lambda op: op.out.name)]
+    yield from groups
+    if len(groups) > 1:
+        yield able
+
+
+def _ranked(found: list[Hypothesis], limit: float) -> list[Hypothesis]:
+    """Best first: what leaves least, and of those that cannot be told apart the stiffest."""
+    if not found:
+        return []
+    least = min(each.remaining for each in found)
+    alike = max(ALIKE * least, limit, SAME)
+    near = [each for each in found if each.remaining <= alike]
+    stiffest = min(each.freedom for each in near)
+    equal = sorted((each for each in near if each.freedom == stiffest), key=lambda each: each.remaining)
+    ids = tuple(dict.fromkeys(each.cause.id for each in equal))
+    told = [replace(each, equals=tuple(id for id in ids if id != each.cause.id)) for each in equal]
+    rest = [each for each in found if each not in equal]
+    return _once(told + sorted(rest, key=lambda each: (each.remaining > alike, each.remaining)))
+
+
+def _once(found: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """Each cause where it explains most: it may have been tried in several places."""
+    return list({each.cause.id: each for each in reversed(found)}.values())[::-1]
+
+
+def golden_section(off: Callable[[float], float], start: float, factor: float = 4.0) -> float:
+    """The value of the sign of `start` near it that makes `off` least, in powers of `factor` around it."""
+    if not start:
+        return start
+    low, high = -1.0, 1.0
+    points = [high - GOLDEN * (high - low), low + GOLDEN * (high - low)]
+    values = [off(start * factor**point) for point in points]
+    for _ in range(40):
+        if values[0] <= values[1]:
+            high, points[1], values[1] = points[1], points[0], values[0]
+            points[0] = high - GOLDEN * (high - low)
+            values[0] = off(start * factor ** points[0])
+        else:
+            low, points[0], values[0] = points[0], points[1], values[1]
+            points[1] = low + GOLDEN * (high - low)
+            values[1] = off(start * factor ** points[1])
+    return start * factor ** points[int(values[1] < values[0])]
 
 
 def _norm(array: np.ndarray) -> float:

@@ -1,21 +1,69 @@
+import re
+
+import numpy as np
+
+from ...kernels.rope import pair_slices
 from ..cause import Cause, with_inputs
+
+FORM = re.compile(r"restart|doubled|(decode|all)?([+-]?\d+)")
+FURTHEST = 4096
 
 
 class RopePosition(Cause):
-    """Decode steps rotate by a wrong position (off by `value`), while the prefill is right."""
+    """Tokens are rotated by a wrong position: in decode steps, in all, or counted from 0 in each step.
+
+    `decode+1` and `all-1` are off by that much, `restart` begins at 0 in each step and chunk (mlx-vlm#1983),
+    `doubled` adds the length of the cache twice (a chunk's offset added again).
+    """
 
     id = "rope_position"
     fix = "rotate the token at index t by position t, in decode as in prefill"
-    default = 1.0
+    default = "decode+1"
+    form = FORM.pattern
+    tell = "the position ids, prefill and decode steps"
+    fires = ("rope_position", "rope_position=all+3", "rope_position@1=restart", "rope_position=decode-2")
+    quiet = ("rope_twice", "kv_slot", "rope_kernel")
 
     def applies(self, op):
         return op.kind == "rope"
 
     def change(self, op, value, model):
-        def shift(x, positions, *weights):
-            return (x, positions + int(value) if len(positions) == 1 else positions, *weights)
+        def moved(x, positions, *weights):
+            return (x, self._moved(positions, value), *weights)
 
-        return op.wrapped(with_inputs(shift))
+        return op.wrapped(with_inputs(moved))
 
-    def candidates(self, op, replay, step, key):
-        return [1.0, -1.0, 2.0, -2.0]
+    @staticmethod
+    def _moved(positions, how):
+        if how == "restart":
+            return positions - positions[0]
+        if how == "doubled":
+            return positions + positions[0]
+        found = FORM.fullmatch(how)
+        assert found is not None
+        return positions + int(found[2]) if found[1] == "all" or len(positions) == 1 else positions
+
+    def candidates(self, case):
+        values = ["restart", "doubled"] if case.inputs[1][0] else []
+        if len(case.inputs[1]) == 1:
+            values += [f"decode{shift:+d}" for shift in (1, -1, 2, -2)]
+        return [*values, *(f"all{shift:+d}" for shift in (1, -1, 2, -2))]
+
+    def fit(self, case):
+        """The position that turns the first row's pairs as they were recorded."""
+        recorded = case.recorded()
+        if recorded is None:
+            return []
+        x, positions, params = case.inputs[0][:1], case.inputs[1][:1], case.op.params
+        first, second = pair_slices(params["dims"], params["pairing"])
+        row = case.op.compute()
+        turn = (recorded[:1, :, first] + 1j * recorded[:1, :, second]).ravel()
+        tried = np.arange(min(FURTHEST, 4 * (int(positions[0]) + 64)))
+        operands = [case.weight(index) for index in range(len(case.op.weights))]
+        off = []
+        for position in tried:
+            made = row(x, np.array([position]), *operands, **params)
+            off.append(np.abs((made[..., first] + 1j * made[..., second]).ravel() - turn).sum())
+        shift = int(tried[int(np.argmin(off))]) - int(positions[0])
+        kinds = ("decode", "all") if len(case.inputs[1]) == 1 else ("all",)
+        return [f"{kind}{shift:+d}" for kind in kinds] if shift else []

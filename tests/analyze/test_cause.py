@@ -51,7 +51,9 @@ def test_injection_goes_where_it_is_told(tiny_model: Model, text: str, ops: list
     [
         ("no_such_thing", "no such cause; there are"),
         ("attn_scale=fast", "not a number"),
-        ("causal_mask=1", "takes no value"),
+        ("rope_twice=1", "takes no value"),
+        ("activation=tan", "give one of gelu_erf, gelu_tanh"),
+        ("kv_slot=far", "give a value like 1"),
         ("causal_mask@7", "fits no operation of this model at 7"),
         ("causal_mask@q", "fits no operation of this model at q"),
         ("causal_mask@3-1", "runs backwards"),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ggufs import write_gguf
 from recording import record_trace
@@ -156,3 +157,34 @@ def test_what_cannot_be_replayed_is_said(record_tiny: Record, tiny_model: Model)
     assert [cause.id for cause in named.causes] == ["unknown"]
     assert "L00 scores could not be replayed" in named.evidence[-1]
     assert "recorded for some tokens only" in named.evidence[-1]
+
+
+def test_what_is_established_of_an_unknown_fault(record_tiny: Record, tiny_model: Model) -> None:
+    """Where it lies, and what it looks like."""
+
+    def change(graph: Graph) -> Graph:
+        def blur(compute):
+            def blurred(*operands, **params):
+                out = compute(*operands, **params)
+                out[:, 2] = np.sin(3 * out[:, 2])
+                return out
+
+            return blurred
+
+        return graph.replace(lambda op: op.wrapped(blur) if op.out == Key(1, "q") else op)
+
+    few = Selection(tensors="attn_norm,q_rope,scores")
+    ours, reference = record_tiny(change=change, selection=few), record_tiny(selection=few)
+    (cause,) = name_causes(compare(ours, reference), ours, reference, tiny_model).causes
+    assert cause.id == "unknown"
+    assert "the fault is in one of L01 q, L01 q_rope, as nothing between was recorded" in cause.evidence
+    assert "only in head 2 (of 4)" in cause.evidence
+
+
+def test_causes_that_cannot_be_told_apart_are_told_together(record_tiny: Record, tiny_model: Model) -> None:
+    few = Selection(tensors="q_rope,k_rope,scores")
+    ours = record_tiny(change=inject("kv_quant_scale@1=2"), selection=few)
+    reference = record_tiny(selection=few)
+    causes = name_causes(compare(ours, reference), ours, reference, tiny_model).causes
+    assert {cause.id for cause in causes[:2]} == {"attn_scale", "kv_quant_scale"}
+    assert "would give the same: to tell them apart record K and V as" in causes[0].evidence

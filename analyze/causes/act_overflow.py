@@ -1,0 +1,46 @@
+import numpy as np
+
+from ..cause import Cause, with_output
+
+TOKENS = 32  # thresholds between so many of the largest
+
+
+class ActOverflow(Cause):
+    """The activation overflows to NaN where its input is large: beyond `value` in size.
+
+    tanh or exp of a large gate in 16 or 32 bits (llama.cpp#5243 in a shader, llm-scaler#484).
+    """
+
+    id = "act_overflow"
+    fix = "write the activation so that no exp overflows: x / (1 + exp(-x)) with the sign taken into account"
+    default = 11.0
+    fires = ("act_overflow=2", "act_overflow@1=1.5")
+    quiet = ("activation=relu", "resid_fp16")
+
+    def applies(self, op):
+        return op.kind == "glu"
+
+    def change(self, op, value, model):
+        def overflow(out, gate, up):
+            out[np.abs(gate) > value] = np.nan
+            return out
+
+        return op.wrapped(with_output(overflow))
+
+    def candidates(self, case):
+        return [88.72, 11.09, 10.0, 44.0]
+
+    def fit(self, case):
+        """Between the smallest gate that gave NaN and the largest that did not."""
+        recorded = case.recorded()
+        if recorded is None:  # what was recorded further on tells whole tokens only
+            tops = np.sort(np.abs(case.inputs[0]).max(-1))
+            return ((tops[1:] + tops[:-1]) / 2)[-TOKENS:].tolist()
+        gate, bad = np.abs(case.inputs[0]), np.isnan(recorded)
+        if not bad.any():
+            return []
+        below = gate[~bad & (gate < gate[bad].min())]
+        return [float((gate[bad].min() + below.max(initial=0)) / 2)]
+
+    def says(self, value):
+        return f" (beyond {value:.6g})"

@@ -1,0 +1,56 @@
+"""Rotary embedding with its angles changed: for causes that are not a parameter of the kernel."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..kernels.rope import inverse_frequencies, pair_slices
+from ..tracer.graph import Compute
+
+if TYPE_CHECKING:
+    from .segment import Case
+
+# positions [token], frequencies [pair] -> [token, pair]
+Angles = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def with_angles(change: Angles) -> Callable[[Compute], Compute]:
+    """A wrap of RoPE that rotates by `change(positions, frequencies)`."""
+
+    def wrap(compute: Compute) -> Compute:
+        def rotate(x, positions, *factors, base, dims, pairing, **scaling):
+            known = {name: scaling[name] for name in ("scale", "ramp") if name in scaling}
+            freqs = inverse_frequencies(dims, base, *factors[:1], **known)
+            return rotated(x, change(positions, freqs), pairing) * x.dtype.type(scaling.get("magnitude", 1.0))
+
+        return rotate
+
+    return wrap
+
+
+def rotated(x: np.ndarray, angles: np.ndarray, pairing: str) -> np.ndarray:
+    """x [token, head, dim] with its first pairs turned by angles [token, pair], in radians."""
+    first, second = pair_slices(2 * angles.shape[1], pairing)
+    cos, sin = (part.astype(x.dtype)[:, None, :] for part in (np.cos(angles), np.sin(angles)))
+    out = x.copy()
+    out[..., first] = x[..., first] * cos - x[..., second] * sin
+    out[..., second] = x[..., first] * sin + x[..., second] * cos
+    return out
+
+
+def recorded_frequencies(case: "Case") -> np.ndarray | None:
+    """The frequency of each pair [pair], rad/position, from the row of the lowest position above 0.
+
+    Exact while that row was turned by less than pi; None where the op's output was not recorded.
+    """
+    recorded, params = case.recorded(), case.op.params
+    if recorded is None:
+        return None
+    x, positions = case.inputs[:2]
+    row = int(np.argmin(np.where(positions > 0, positions, np.iinfo(np.int64).max)))
+    first, second = pair_slices(params["dims"], params["pairing"])
+    turn = (recorded[row][:, first] + 1j * recorded[row][:, second]) * (
+        x[row][:, first] - 1j * x[row][:, second]
+    )
+    return np.angle(turn.sum(0)) / max(int(positions[row]), 1)  # the heads of a pair turn together
