@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 from ggufs import write_gguf
 from recording import record_trace
+from rich.console import Console
 from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.compare import compare
 from tensortrace.analyze.find import name_causes
+from tensortrace.analyze.markdown import sheet
+from tensortrace.analyze.report import WEAKER, render
 from tensortrace.tracer.gguf import Model
 from tensortrace.tracer.graph import Graph
 from tensortrace.tracer.names import Key
@@ -156,3 +159,18 @@ def test_what_cannot_be_replayed_is_said(record_tiny: Record, tiny_model: Model)
     assert [cause.id for cause in named.causes] == ["unknown"]
     assert "L00 scores could not be replayed" in named.evidence[-1]
     assert "recorded for some tokens only" in named.evidence[-1]
+
+
+def test_the_report_shows_which_side_adds_the_error(record_tiny: Record, tiny_model: Model) -> None:
+    ours, reference = record_tiny(change=inject("gqa_map@1")), record_tiny()
+    plain = compare(ours, reference)
+    named = name_causes(plain, ours, reference, tiny_model)
+    console = Console(width=200)
+    for shown, text in ((False, plain), (True, named)):
+        with console.capture() as capture:
+            console.print(render(text))
+        assert ("added a" in capture.get()) is shown
+        assert (WEAKER in capture.get()) is not shown
+        assert ("gqa_map explains 100.0000%" in capture.get()) is shown
+    assert "gqa\\_map explains 100.0000%" in sheet(named)
+    assert WEAKER.split(";")[0] in sheet(plain)
