@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..tracer.errors import ModelError, TraceError, UserError
+from ..tracer.errors import TraceError, UserError
 from ..tracer.gguf import Model
 from ..tracer.graph import Op
 from ..tracer.names import Key
@@ -148,7 +148,7 @@ def name_causes(comparison: Comparison, a: Trace, b: Trace, model: Model) -> Com
     try:
         sides = {"ours": verify(a, model, targets=apart), "the reference": verify(b, model, targets=apart)}
     except UserError as error:
-        if isinstance(error, (ModelError, TraceError)):
+        if isinstance(error, TraceError):
             raise
         return _with(comparison, [], f"not replayed: {error}")
     told = _arbitration(comparison, sides)
