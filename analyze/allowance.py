@@ -21,7 +21,7 @@ from gguf.constants import GGMLQuantizationType as Kind
 from ..tracer.format import numpy_dtype
 from ..tracer.ggml import activation
 from ..tracer.gguf import Model
-from ..tracer.graph import TOKENS, Op
+from ..tracer.graph import Op
 from ..tracer.names import Key
 from ..tracer.trace import Trace
 from . import roundoff
@@ -29,8 +29,9 @@ from .roundoff import F32, UNIT, Precision
 
 SLACK = 3.0  # errors add up in unlucky ways, and kernels round more than once
 PEAK = 4.0  # the largest error of many over their RMS
+TIE = 4.0  # units of rounding by which two scores of one router may change places
 LARGEST = 10.0  # errors of scores above this need no telling apart
-EXACT = ("embedding", "rms_norm", "rope", "add", "glu")  # their own rounding is relative to their output
+EXACT = ("embedding", "rms_norm", "rope", "add", "glu", "top_k")  # round relative to their output
 BLOCKS = {"Q8_0": 32, "Q8_1": 32, "Q8_K": 256}  # elements that share a scale in 8-bit activations
 
 Arrays = Mapping[Key, np.ndarray]
@@ -121,12 +122,15 @@ class Allowance:
         self, op: Op, inputs: Sequence[np.ndarray], weights: Sequence[np.ndarray], key: Key, y: np.ndarray
     ) -> np.ndarray:
         noise = self.own(op, inputs) * length(key, y)
-        off = [self._off(op, name, x) for name, x in zip(op.inputs, inputs)]
-        if all(moved is x for moved, x in zip(off, inputs)):
-            return noise
+        if op.kind == "top_k":
+            return np.where(self._near_ties(op, inputs[0]).any(1), np.inf, noise)
         with np.errstate(all="ignore"):
+            off = [self._off(op, name, x) for name, x in zip(op.inputs, inputs)]
+            if all(moved is x for moved, x in zip(off, inputs)):
+                return noise
             again = op.compute()(*off, *weights, **op.params)
-        return np.hypot(noise, length(key, (again[key.name] if isinstance(again, dict) else again) - y))
+            apart = length(key, (again[key.name] if isinstance(again, dict) else again) - y)
+        return np.hypot(noise, apart if op.kind in EXACT else np.hypot(apart, np.median(apart)))
 
     def _choice(self, op: Op, x: np.ndarray) -> np.ndarray:
         """Infinity in rows where two of the largest, or the last and the next, may be exchanged; else 0."""
@@ -138,12 +142,18 @@ class Allowance:
 
     def _off(self, op: Op, key: Key, x: np.ndarray) -> np.ndarray:
         """An input off by what its storage lost, and by its own rounding where the op may enlarge that."""
-        if x.dtype.kind != "f" or key == TOKENS:
+        if x.dtype.kind != "f":
             return x
         lost = self.lost(key, x)
-        if op.kind not in EXACT:
-            lost = (0 if lost is None else lost) + self.precision.other * np.abs(x)
-        return x if lost is None else x + lost * signs(x.shape)
+        moved = x if lost is None else x + lost * signs(x.shape)
+        return moved if op.kind in EXACT else self._as_operand(op, moved, [x])
+
+    def _near_ties(self, op: Op, x: np.ndarray) -> np.ndarray:
+        """Which of the first k entries, largest first, might change places with the next one [token, k]."""
+        largest = -np.sort(-x, axis=-1)[:, : op.params["k"] + 1]
+        lost = self.lost(op.inputs[0], x)
+        off = TIE * self.precision.other * np.abs(largest[:, :-1]) + (0 if lost is None else 2 * lost.max())
+        return largest[:, :-1] - largest[:, 1:] <= off
 
     def own(self, op: Op, inputs: Sequence[np.ndarray]) -> np.ndarray | float:
         """The relative rounding of an op that is no product: a figure, or one for each row."""
@@ -219,7 +229,7 @@ class Allowance:
         self, op: Op, inputs: Sequence[np.ndarray], recorded: Sequence[bool]
     ) -> Iterator[np.ndarray]:
         for index, (key, x) in enumerate(zip(op.inputs, inputs)):
-            if x.dtype.kind != "f" or key == TOKENS:
+            if x.dtype.kind != "f":
                 yield x
                 continue
             lost = self.lost(key, x) if recorded[index] else None
@@ -227,13 +237,14 @@ class Allowance:
             yield self._as_operand(op, moved, inputs)
 
     def _as_operand(self, op: Op, x: np.ndarray, inputs: Sequence[np.ndarray]) -> np.ndarray:
-        if op.kind == "linear" and (block := self._block(op)):
-            blocks = x.reshape(len(x), -1, block)
-            scale = np.maximum(np.abs(blocks).max(-1, keepdims=True), 1e-300) / 127
-            return (np.round(blocks / scale) * scale).reshape(x.shape)
-        if op.kind == "linear":
+        if self._is_product(op):
+            terms = self._model.shape(op.weights[0])[-1]
+            if (block := self._block(op)) and terms % block == 0:
+                blocks = x.reshape(len(x), -1, block)
+                scale = np.maximum(np.abs(blocks).max(-1, keepdims=True), 1e-300) / 127
+                return (np.round(blocks / scale) * scale).reshape(x.shape)
             unit = self._unit(op)
-            amount = math.hypot(2 * unit if unit > F32 else unit, math.sqrt(x[0].size) * min(unit, F32))
+            amount = math.hypot(2 * unit if unit > F32 else unit, math.sqrt(terms) * min(unit, F32))
         elif op.kind == "attention":
             unit = max(self.precision.attention, self.precision.other)
             amount = math.hypot(2 * unit, math.sqrt(x.shape[-1]) * min(unit, F32))
@@ -241,6 +252,27 @@ class Allowance:
             own = np.asarray(self.own(op, inputs))
             return x + own.reshape(-1, *(1,) * (x.ndim - 1)) * x * signs(x.shape)
         return x + amount * x * signs(x.shape)
+
+    def _is_product(self, op: Op) -> bool:
+        """Whether an op multiplies by a matrix."""
+        return op.kind != "embedding" and any(len(self._model.shape(name)) > 1 for name in op.weights)
+
+    def swapped(self, op: Op, exact: np.ndarray, rounded: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """The choice [token, k] of an engine for which near ties went the other way: what that would do.
+
+        `exact` and `rounded` are the scores chosen from.
+        """
+        k = op.params["k"]
+        order = np.argsort(-exact, axis=-1, kind="stable")[:, : k + 1]
+        gaps = -np.diff(np.take_along_axis(exact, order, -1), axis=-1)
+        close = gaps <= 2 * PEAK * np.abs(rounded - exact).max(-1, keepdims=True)
+        ids = ids.copy()
+        for slot in range(close.shape[1] - 1, -1, -1):
+            rows = np.flatnonzero(close[:, slot])
+            ids[rows, slot] = order[rows, slot + 1]
+            if slot + 1 < k:
+                ids[rows, slot + 1] = order[rows, slot]
+        return ids
 
 
 def length(key: Key, array: np.ndarray) -> np.ndarray:

@@ -92,7 +92,10 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
         yield from (f"- {escape(text)}" for text in comparison.evidence)
     for cause in comparison.causes:
         yield ""
-        yield escape(WEAKER) if cause.id == UNKNOWN else f"Cause: `{cause.id}`. Fix: {escape(cause.fix)}."
+        if cause.id != UNKNOWN:
+            yield f"Cause: `{cause.id}`. {escape(sentence(cause.evidence))} Fix: {escape(cause.fix)}."
+        else:
+            yield escape(WEAKER if comparison.added_a is None else sentence(cause.evidence))
 
 
 def _scenario(comparison: Comparison) -> Iterator[str]:
@@ -184,7 +187,18 @@ def _tensors(comparison: Comparison) -> Iterator[str]:
     start, stop = (0, BEFORE + AFTER) if at is None else (max(at - BEFORE, 0), at + AFTER)
     yield "## Tensors in execution order"
     yield ""
-    figures = ("NRMSE", "max abs", "cosine", "scale", "ours", "reference", "noise", "values")
+    figures = (
+        "NRMSE",
+        "max abs",
+        "cosine",
+        "scale",
+        "ours",
+        "reference",
+        "noise",
+        "added a",
+        "added b",
+        "values",
+    )
     rows = (
         (
             str(row.step),
@@ -192,7 +206,7 @@ def _tensors(comparison: Comparison) -> Iterator[str]:
             row.status,
             *map(error_text, (row.nrmse, row.max_abs)),
             *map(number_text, (row.cosine, row.scale, row.mag_a, row.mag_b)),
-            error_text(row.noise),
+            *map(error_text, (row.noise, row.added_a, row.added_b)),
             values_text(row),
         )
         for row in comparison.rows(start, stop)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..tracer.errors import UserError
-from ..tracer.format import Step
+from ..tracer.format import Step, numpy_dtype
 from ..tracer.gguf import Model
 from ..tracer.graph import POSITIONS, TOKENS, Op
 from ..tracer.names import Key
@@ -182,8 +182,9 @@ class Recompute:
         return ""
 
     def _room(self, op: Op) -> Passed:
-        shape = self._fitted.specs[op.out].shape(len(self._tokens), 0)
-        return Passed(np.empty(shape), np.empty(shape))
+        spec = self._fitted.specs[op.out]
+        shape, dtype = spec.shape(len(self._tokens), 0), numpy_dtype(spec.dtype)
+        return Passed(np.empty(shape, dtype), np.empty(shape, dtype))
 
     def _op(
         self,
@@ -210,6 +211,8 @@ class Recompute:
                 recorded = [key in self._complete for key in op.inputs]
                 off = self.allowance.rounded(op, self._inputs(op, span, passed, "rounded"), recorded)
                 again = _compute(one, off, weights, want)
+                if op.kind == "top_k":
+                    again = {op.out: self.allowance.swapped(op, inputs[0], off[0], made[op.out])}
                 noise = {key: self._apart(key, targets[key], again[key]) for key in targets}
                 if kept is not None:
                     kept.exact[span.rows], kept.rounded[span.rows] = made[op.out], again[op.out]
@@ -257,7 +260,7 @@ class Recompute:
                 found.append(getattr(passed[key], which)[rows])
             else:
                 recorded = self.recorded(key, rows)
-                found.append(recorded.astype(np.float64))
+                found.append(recorded.astype(np.float64) if recorded.dtype.kind not in "iu" else recorded)
                 give_back(recorded)
         return found
 

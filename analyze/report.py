@@ -11,7 +11,7 @@ from rich.text import Text
 from ..tracer.text import visible
 from ..tracer.trace import Trace
 from .compare import Comparison
-from .findings import UNKNOWN, Row
+from .findings import UNKNOWN, Finding, Row
 
 BEFORE, AFTER = 4, 12  # rows shown around the first divergence
 FEW = 14  # rows shown where nothing diverged
@@ -25,6 +25,7 @@ VERDICTS = {
 STYLES = {"match": "dim", "rounding": "", "inherited": "yellow", "diverged": "bold red"}
 COLUMNS = ("step", "tensor", "status", ">nrmse", ">max abs", ">cosine", ">scale", ">|a|", ">|b|", ">noise")
 PRINTED = ">values"  # a column for logs, which leave some out
+REPLAYED = (">added a", ">added b")  # columns where both sides were replayed with the model
 WIDE = 96  # terminal columns that all of them need
 DISPENSABLE = ("max abs", "cosine")
 HYPOTHESES = {"A": "normalisation or bias missing", "B": "Q·K computed wrongly", "C": "wrong scale factor"}
@@ -32,7 +33,7 @@ ANSWERS = {True: ("yes", "bold red"), False: ("no", "green"), None: ("?", "dim")
 WEAKER = "judged without the model file, by declared precision and inherited error; --model replays the op"
 LEGEND = (
     "nrmse = |a-b| / |b|; |a|, |b| = mean norm of a head's vector, largest score, or RMS; "
-    "noise = the nrmse that rounding explains"
+    "noise = the nrmse that rounding explains; added = the error of each side's own operation, by replay"
 )
 
 
@@ -89,13 +90,17 @@ def _verdict(comparison: Comparison) -> list[RenderableType]:
     for text in comparison.evidence:
         details.add_row("·", Text(visible(text)))
     for cause in comparison.causes:
-        if cause.id == UNKNOWN:
-            details.add_row("·", Text(WEAKER, "dim"))
-        else:
-            details.add_row(
-                "·", Text.assemble("cause: ", (visible(cause.id), "bold"), f"; fix: {visible(cause.fix)}")
-            )
+        details.add_row("·", cause_text(comparison, cause))
     return [Text.assemble((name, style), "  ", sentence(comparison.sentence)), Padding(details, (0, 0, 0, 2))]
+
+
+def cause_text(comparison: Comparison, cause: Finding) -> Text:
+    """A cause with its evidence; where none was looked for, that the verdict is weaker for it."""
+    if cause.id != UNKNOWN:
+        return Text.assemble(
+            "cause: ", (visible(cause.id), "bold"), f"; {visible(cause.evidence)}; fix: {visible(cause.fix)}"
+        )
+    return Text(WEAKER, "dim") if comparison.added_a is None else Text(visible(cause.evidence))
 
 
 def sentence(text: str) -> str:
@@ -127,14 +132,17 @@ class _Tensors:
         start, stop = (0, FEW) if at is None else (max(at - BEFORE, 0), min(at + AFTER, total))
         if self.everything:
             start, stop = 0, total
-        shown = [name for name in COLUMNS if options.max_width >= WIDE or name.strip(">") not in DISPENSABLE]
+        replayed = self.comparison.added_a is not None
+        all_fit = options.max_width >= WIDE and not replayed
+        shown = [name for name in COLUMNS if all_fit or name.strip(">") not in DISPENSABLE]
+        shown += REPLAYED if replayed else ()
         if self.comparison.noise is not None and self.comparison.noise.printed.keys:
             shown.append(PRINTED)
         table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
         for name in shown:
             table.add_column(name.strip(">"), justify="right" if name[0] == ">" else "left", no_wrap=True)
         for row in self.comparison.rows(start, stop):
-            cells = dict(zip((*COLUMNS, PRINTED), _cells(row)))
+            cells = dict(zip((*COLUMNS, *REPLAYED, PRINTED), _cells(row)))
             table.add_row(*(Text(cells[name]) for name in shown), style=STYLES[row.status])
         yield table
         if hidden := total - (min(stop, total) - start):
@@ -150,7 +158,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         error_text(row.max_abs),
         f"{row.cosine:.6f}" if math.isfinite(row.cosine) else "-",
         *map(number_text, (row.scale, row.mag_a, row.mag_b)),
-        error_text(row.noise),
+        *map(error_text, (row.noise, row.added_a, row.added_b)),
         values_text(row),
     )
 
@@ -160,9 +168,9 @@ def values_text(row: Row) -> str:
     return f"{row.values} of {row.of}" if row.values < row.of else "all"
 
 
-def error_text(value: float) -> str:
+def error_text(value: float | None) -> str:
     """An error in two digits; `-` where there is none to tell."""
-    if not math.isfinite(value):
+    if value is None or not math.isfinite(value):
         return "-"
     return "0" if value == 0 else f"{value:.1e}"
 

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from ggufs import write_gguf
 from recording import record_trace
+from rich.console import Console
 from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.compare import compare
 from tensortrace.analyze.find import name_causes
+from tensortrace.analyze.markdown import sheet
+from tensortrace.analyze.report import WEAKER, render
 from tensortrace.tracer.gguf import Model
 from tensortrace.tracer.graph import Graph
 from tensortrace.tracer.names import Key
@@ -188,3 +191,18 @@ def test_causes_that_cannot_be_told_apart_are_told_together(record_tiny: Record,
     causes = name_causes(compare(ours, reference), ours, reference, tiny_model).causes
     assert {cause.id for cause in causes[:2]} == {"attn_scale", "kv_quant_scale"}
     assert "would give the same: to tell them apart record K and V as" in causes[0].evidence
+
+
+def test_the_report_shows_which_side_adds_the_error(record_tiny: Record, tiny_model: Model) -> None:
+    ours, reference = record_tiny(change=inject("gqa_map@1")), record_tiny()
+    plain = compare(ours, reference)
+    named = name_causes(plain, ours, reference, tiny_model)
+    console = Console(width=200)
+    for shown, text in ((False, plain), (True, named)):
+        with console.capture() as capture:
+            console.print(render(text))
+        assert ("added a" in capture.get()) is shown
+        assert (WEAKER in capture.get()) is not shown
+        assert ("explains 100.0000% of the difference" in capture.get()) is shown
+    assert "explains 100.0000% of the difference" in sheet(named)
+    assert WEAKER.split(";")[0] in sheet(plain)

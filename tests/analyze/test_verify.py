@@ -28,6 +28,7 @@ from tensortrace.tracer.trace import Trace
 from tensortrace.tracer.writer import TraceWriter
 
 Record = Callable[..., Trace]
+ARCHITECTURE_FAULTS = [(arch, fault) for arch, entry in ARCHITECTURES.items() for fault in entry.faults]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 FAULTS = {  # the first tensor that is wrong by itself
@@ -394,18 +395,37 @@ def test_silent_on_llama_cpp_with_every_architecture(case: Case, tmp_path: Path)
     assert (found.verdict, found.coverage["only_a"]) == ("rounding", 0)
 
 
-@pytest.mark.parametrize(
-    ("case", "fault"),
-    [
-        (Case(arch, next(iter(entry.shapes))), f)
-        for arch, entry in ARCHITECTURES.items()
-        for f in entry.faults
-    ],
-    ids=str,
-)
-def test_faults_in_every_architecture(case: Case, tmp_path: Path, fault: str) -> None:
-    model = Model(write_gguf(tmp_path / "m.gguf", case.arch, **case.shape))
+@pytest.mark.parametrize(("arch", "fault"), ARCHITECTURE_FAULTS)
+def test_faults_in_every_architecture(arch: str, fault: str, tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.arch == arch)
+    model = Model(write_gguf(tmp_path / "m.gguf", arch, **case.shape))
     record_trace(model, tmp_path / "t.h5", TOKENS[:-3], n_new=2, change=inject(fault))
     found = verify(Trace(tmp_path / "t.h5"), model)
     assert found.exit_code == 1
     assert blamed(found) <= faulty_ops(found, fault)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_a_wrong_expert_is_told_from_a_near_tie(tmp_path: Path, storage: str) -> None:
+    """The router's last choice replaced by the expert that it wants least, for one token."""
+    case = next(case for case in CASES if case.arch == "qwen3moe")
+    model = Model(write_gguf(tmp_path / "m.gguf", case.arch, **case.shape))
+
+    def change(graph: Graph) -> Graph:
+        def wrap(compute):
+            def worst(x, *, k):
+                ids = compute(x, k=k)
+                ids[-1, -1] = x[-1].argmin()
+                return ids
+
+            return worst
+
+        at = Key(1, "expert_ids")
+        return graph.replace(lambda op: op.wrapped(wrap) if op.out == at else op)
+
+    for tensors in ("*", "resid_out,scores"):
+        path = tmp_path / f"{len(tensors)}.h5"
+        selection = Selection(tensors=tensors)
+        record_trace(model, path, TOKENS[:-3], change=change, storage=storage, selection=selection)
+        found = verify(Trace(path), model)
+        assert {key for key, _ in found.wrong} == {Key(1, "expert_ids" if tensors == "*" else "resid_out")}
