@@ -16,7 +16,7 @@ def layers(**stretch):
     ("stretch", "layer", "told"),
     [
         ({"l2": 4}, 2, "any layer around it"),
-        ({"l0": 4}, 0, "any layer around it"),
+        ({"l0": 10}, 0, "any layer around it"),
         ({"l4": 9}, 4, "any layer around it"),
         ({"l3h2": 8}, 3, "in head 2"),
     ],
@@ -27,7 +27,7 @@ def test_one_that_stands_out(tmp_path, stretch, layer, told):
     assert told in finding.message
 
 
-@pytest.mark.parametrize("stretch", [{}, {"l2": 2}, {"l3h2": 4}, {"l1": 5, "l2": 5, "l0": 5}])
+@pytest.mark.parametrize("stretch", [{}, {"l2": 2}, {"l0": 5}, {"l3h2": 4}, {"l1": 5, "l2": 5, "l0": 5}])
 def test_quiet_where_none_does(tmp_path, stretch):
     assert not found(write(tmp_path / "t.h5", layers(**stretch)), "magnitude")
 
