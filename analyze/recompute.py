@@ -24,6 +24,7 @@ from ..tracer.graph import POSITIONS, TOKENS, Op
 from ..tracer.names import Key
 from ..tracer.trace import Trace
 from .allowance import SLACK, Allowance, length
+from .blas import one_thread_each
 from .fitted import Fitted
 from .metrics import give_back
 from .replay import graph_of
@@ -155,7 +156,7 @@ class Recompute:
         passed: dict[Key, Passed] = {}
         spans = self.spans()
         last_use = {key: op.out for op in self.graph.ops if op.out in self._needed for key in op.inputs}
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        with one_thread_each(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             for op in self.graph.ops:
                 if op.out not in self._needed:
                     continue
