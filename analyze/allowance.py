@@ -74,8 +74,6 @@ class Allowance:
             found = {op.out: self._linear(op, inputs[0], results[op.out])}
         elif op.kind == "attention":
             found = self._attention(op, inputs, results)
-        elif op.kind == "top_k":
-            found = {op.out: self._choice(op, inputs[0])}
         else:
             found = {key: self._other(op, inputs, weights, key, array) for key, array in results.items()}
         return {key: SLACK * self.stored(key, results[key], noise) for key, noise in found.items()}
@@ -131,14 +129,6 @@ class Allowance:
             again = op.compute()(*off, *weights, **op.params)
             apart = length(key, (again[key.name] if isinstance(again, dict) else again) - y)
         return np.hypot(noise, apart if op.kind in EXACT else np.hypot(apart, np.median(apart)))
-
-    def _choice(self, op: Op, x: np.ndarray) -> np.ndarray:
-        """Infinity in rows where two of the largest, or the last and the next, may be exchanged; else 0."""
-        lost = self.lost(op.inputs[0], x)
-        off = (self.precision.other * np.abs(x) + (0 if lost is None else lost)).max(-1)
-        largest = -np.sort(-x, axis=-1)[:, : op.params["k"] + 1]
-        nearest = -np.diff(largest, axis=-1, prepend=np.inf).max(-1)
-        return np.where(nearest <= 2 * off, np.inf, 0.0)
 
     def _off(self, op: Op, key: Key, x: np.ndarray) -> np.ndarray:
         """An input off by what its storage lost, and by its own rounding where the op may enlarge that."""

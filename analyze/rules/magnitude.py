@@ -13,8 +13,8 @@ class Magnitude(Rule):
 
     In SmolLM2 a layer has at most 2.1 times the length of the layers around it, a head at most 2.4 times that
     of its layer.  The first layer, which reads embeddings and no residual stream, stands out by nature: in
-    Gemma 3 270M by 3.9 times.  Some models are uneven by nature (large Q and K biases), so without their file this is
-    only told; with it, lengths are divided by those that the weights make, and it is a warning.
+    Gemma 3 270M by 3.9 times.  Some models are uneven by nature (large Q and K biases), so without their file
+    this is only told; with it, lengths are divided by those that the weights make, and it is a warning.
     """
 
     id = "magnitude"
