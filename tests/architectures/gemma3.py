@@ -23,7 +23,6 @@ ENTRY = Architecture(
     shapes=each(HEADS, **NORMS, rope_base=1e6, metadata=WINDOW)
     | each({"linear": THIRD}, **NORMS, metadata=WINDOW | LINEAR),
     faults=("norm_plus_one@q_norm", "rope_theta@5=500000", "norm_plus_one@attn_post_norm"),
-    faults=("norm_plus_one@q_norm", "rope_per_layer@5=1e4", "norm_plus_one@attn_post_norm"),
     model_type="gemma3_text",
     names={
         "post_attention_norm": "post_attention_layernorm",
