@@ -35,7 +35,7 @@ class ActOverflow(Cause):
         recorded = case.recorded()
         if recorded is None:  # what was recorded further on tells whole tokens only
             tops = np.sort(np.abs(case.inputs[0]).max(-1))
-            return ((tops[1:] + tops[:-1]) / 2)[-TOKENS:].tolist()
+            return [*((tops[1:] + tops[:-1]) / 2)[-TOKENS:].tolist(), float(tops[0] / 2)]
         gate, bad = np.abs(case.inputs[0]), np.isnan(recorded)
         if not bad.any():
             return []

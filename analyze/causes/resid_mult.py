@@ -26,7 +26,7 @@ class ResidMult(Cause):
         return op.wrapped(wrap)
 
     def candidates(self, case):
-        return [0.0, 2.0, 0.5]
+        return [0.0, 2.0, 0.5, 0.22, 0.1]  # 0.22: Granite
 
     def fit(self, case):
         """The share of the block's output in what was added."""
