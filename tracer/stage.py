@@ -21,9 +21,10 @@ class Stage:
         )
         memory = np.empty(self.nbytes, np.uint8)
         self._rows = {
-            key: memory[place.offset :][: place.nbytes].view(place.dtype).reshape(place.shape)
-            for key, place in places.items()
+            key: memory[place.span].view(place.dtype).reshape(place.shape) for key, place in places.items()
         }
+        raw = memoryview(memory)
+        self._bytes = {key: (raw[place.span], place.nbytes // capacity) for key, place in places.items()}
         self._kept = {key: bytearray(capacity) for key in rows}
         self._steps: dict[int, int] = {}
         self._capacity = capacity
@@ -44,14 +45,27 @@ class Stage:
             rows[row][tuple(map(slice, array.shape))] = array
         self._kept[key][row] = True
 
-    def runs(self, key: Key) -> Iterator[tuple[list[int], np.ndarray]]:
-        """What there is of a tensor, in runs of neighbours: their steps and [step, ...]."""
-        kept = self._kept[key]
+    def runs(self) -> Iterator[tuple[Key, list[int], list[memoryview]]]:
+        """What there is of each tensor, in runs of neighbours: their steps and the bytes of their rows."""
+        whole = bytes(row < len(self._steps) for row in range(self._capacity))
+        in_a_row = self._neighbours(whole)
+        for key, (raw, size) in self._bytes.items():
+            kept = self._kept[key]
+            for steps, first in in_a_row if kept == whole else self._neighbours(kept):
+                yield (
+                    key,
+                    steps,
+                    [raw[at * size : (at + 1) * size] for at in range(first, first + len(steps))],
+                )
+
+    def _neighbours(self, kept: bytes | bytearray) -> list[tuple[list[int], int]]:
+        """Steps in a row here and in the file, with the first one's row: one in between may lack a tensor."""
         have = [(step, row) for step, row in self._steps.items() if kept[row]]
-        # neighbours here and in the file: a step in between may lack the tensor, or have no row
+        runs = []
         for _, run in groupby(enumerate(have), lambda at: (at[1][1] - at[0], at[1][0] - at[0])):
             steps, rows = zip(*(entry for _, entry in run), strict=True)
-            yield list(steps), self._rows[key][rows[0] : rows[-1] + 1]
+            runs.append((list(steps), rows[0]))
+        return runs
 
     def clear(self) -> None:
         self._steps = {}

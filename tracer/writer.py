@@ -28,7 +28,7 @@ from .structure import PIECE_BYTES, create
 
 BUFFER_BYTES = 256 << 20  # of arrays that wait for the writer thread
 FLUSH_SECONDS = 0.25  # decode steps are gathered this long: their rows are neighbours, so one write does
-FLUSH_BYTES = 64 << 20
+FLUSH_BYTES = 64 << 20  # larger stages cost page faults, smaller ones calls
 IOV_MAX = 1024  # pieces of one write: Linux takes no more
 MARK_AT_ONCE = 64 * 1024  # bytes: pieces this large are marked as written without waiting for the step's end
 
@@ -235,10 +235,8 @@ class TraceWriter:
             self._flushed += last - first
 
     def _write_stage(self, stage: Stage) -> None:
-        for key in self.tensors:
-            for steps, rows in stage.runs(key):
-                raw = rows.reshape(len(rows), -1).view(np.uint8)
-                self._write_neighbours(key, steps, [memoryview(row) for row in raw])
+        for key, steps, rows in stage.runs():
+            self._write_neighbours(key, steps, rows)
         stage.clear()
 
     def _write_blocks(self) -> None:
@@ -263,7 +261,7 @@ class TraceWriter:
         place = self._layout.place(self.tensors[key], steps[0])
         slot = self._slots[place.path]
         self._pwrite(rows, slot.offset + place.first * slot.row_bytes)
-        sums = [xxhash.xxh3_64_intdigest(row) or 1 for row in rows]  # 0: not written
+        sums = [each or 1 for each in map(xxhash.xxh3_64_intdigest, rows)]  # 0: not written
         self._checksums[steps, self._column[key]] = sums
 
     def _write_checksums(self, step: int, column: int, sums: np.ndarray) -> None:
