@@ -120,9 +120,9 @@ class _Tests:
         """The value of a cause that explains most; None where no value of it changes anything."""
         case = Case(self.segment, places[0])
         with np.errstate(all="ignore"):
-            usual = self._tried_all(cause, places, cause.candidates(case), cause.freedom)
+            usual = self._tried_all(cause, places, _values(cause.candidates, case), cause.freedom)
             if not any(self._is_done(each) for each in usual):
-                usual += self._tried_all(cause, places, _fitted(cause, case), cause.freedom + FITTED)
+                usual += self._tried_all(cause, places, _values(cause.fit, case), cause.freedom + FITTED)
         best = min(usual, key=lambda each: each.remaining, default=None)
         if best is None:
             return None
@@ -208,11 +208,11 @@ class _Tests:
         return replace(best, remaining=float(np.hypot(best.remaining, np.sqrt(np.sum(left**2)))))
 
 
-def _fitted(cause: Cause, case: Case) -> list[Value]:
-    """The values that a cause computes from what was recorded, which may be anything, NaN included."""
+def _values(compute: Callable[[Case], Iterable[Value]], case: Case) -> list[Value]:
+    """The values that a cause computes from what was recorded, which may be anything: NaN, or missing."""
     try:
-        return list(cause.fit(case))
-    except (ValueError, ArithmeticError, IndexError):
+        return list(compute(case))
+    except (NotRecorded, ValueError, ArithmeticError, IndexError):
         return []
 
 

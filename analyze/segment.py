@@ -156,6 +156,8 @@ class _Run:
         return self._memo[at]
 
     def _compute(self, op: Op, step: int) -> dict[Key, np.ndarray]:
+        if not len(self._replay.trace.rows(step)):
+            raise NotRecorded(f"{self._replay.trace.path}: nothing is recorded of step {step}")
         inputs = [
             self.history(key, step) if index in op.history else self.value(key, step)
             for index, key in enumerate(op.inputs)
