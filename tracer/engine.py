@@ -88,14 +88,17 @@ def declare(
     )
 
 
-def softmax_state(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def softmax_state(scores: np.ndarray, sinks: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """m and l [head, query] of scores [head, query, key], for an engine that does not show its own.
 
+    `sinks` [head] are the scores of one more key in each row, without a value.
     Added up in float64 and rounded to the dtype of the scores, in which exp is computed, too: l is off by
     one unit in its last place at the most.
     """
-    m = scores.max(-1)
+    m = scores.max(-1) if sinks is None else np.maximum(scores.max(-1), sinks[:, None]).astype(scores.dtype)
     sums = np.empty_like(m)
     for head, rows in enumerate(scores):  # one at a time: that stays in a core's cache
         sums[head] = np.exp(rows - m[head, :, None]).sum(-1, dtype=np.float64)
+    if sinks is not None:
+        sums += np.exp(sinks[:, None] - m)
     return m, sums

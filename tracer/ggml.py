@@ -365,10 +365,9 @@ def _attention(probs: Capture) -> Iterator[Capture]:
         return
     made = {**conventions, "formula": "scale * kq + mask"}  # as softmax does inside
     yield Capture(Key(layer, "scores"), node, sizes, scores=kq, conventions=made)
-    if len(node.sources) == 2:  # attention sinks would be part of the sum
-        for name in ("m", "l"):
-            derived = {**conventions, "derived": True}
-            yield Capture(Key(layer, name), node, sizes, scores=kq, conventions=derived)
+    for name in ("m", "l"):
+        derived = {**conventions, "derived": True}
+        yield Capture(Key(layer, name), node, sizes, scores=kq, conventions=derived)
 
 
 def _fused_gate(captures: dict[Key, Capture], key: Key) -> Iterator[Capture]:

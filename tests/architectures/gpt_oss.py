@@ -59,5 +59,4 @@ ENTRY = Architecture(
     },
     config=config,
     extra=extra,
-    unseen=frozenset({"m", "l"}),
 )

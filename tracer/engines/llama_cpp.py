@@ -192,13 +192,15 @@ class _Eye:
         if not names:
             return {}
         keys = self._step.kv_len
-        mask = self._ggml.view(Tensor.from_address(address).src[1])[0, 0]
+        _, mask_at, sinks_at, *_ = Tensor.from_address(address).src
+        mask = self._ggml.view(mask_at)[0, 0]
+        sinks = np.array(self._ggml.view(sinks_at)).reshape(-1) if sinks_at else None
         if not np.isneginf(mask[:, keys:]).all():
             raise UserError("llama.cpp's KV cache is not in the order of positions: cannot cut its padding")
         scores = self._scores
         scores += mask[: self._step.n_tokens, :keys]
-        derived = zip(("m", "l"), softmax_state(scores), strict=True) if {"m", "l"} & set(names) else ()
-        return {"scores": scores, **dict(derived)}
+        derived = softmax_state(scores, sinks) if {"m", "l"} & set(names) else ()
+        return {"scores": scores, **dict(zip(("m", "l"), derived))}
 
 
 class _Llama:

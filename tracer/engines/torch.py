@@ -155,9 +155,9 @@ class Session:
         if any(self._wants(Key(layer, name)) for name in ("scores", "m", "l")):
             scores = _scores(query, key, mask, options)
             keep(Key(layer, "scores"), scores)
-            if not hasattr(module, "sinks"):  # which would be part of the sum
-                for name, part in zip(("m", "l"), softmax_state(_numpy(scores[0])), strict=True):
-                    keep(Key(layer, name), part)
+            sinks = _numpy(module.sinks) if hasattr(module, "sinks") else None
+            for name, part in zip(("m", "l"), softmax_state(_numpy(scores[0]), sinks), strict=True):
+                keep(Key(layer, name), part)
         compute = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
         attn, probs = compute(module, query, key, value, mask, **options)
         keep(Key(layer, "probs"), probs)
