@@ -34,7 +34,8 @@ class ActOverflow(Cause):
         """Between the smallest gate that gave NaN and the largest that did not."""
         recorded = case.recorded()
         if recorded is None:  # what was recorded further on tells whole tokens only
-            tops = np.sort(np.abs(case.inputs[0]).max(-1))
+            gate = np.abs(case.inputs[0])
+            tops = np.sort(gate.reshape(len(gate), -1).max(-1))  # experts have an axis of their own
             return [*((tops[1:] + tops[:-1]) / 2)[-TOKENS:].tolist(), float(tops[0] / 2)]
         gate, bad = np.abs(case.inputs[0]), np.isnan(recorded)
         if not bad.any():
