@@ -99,16 +99,10 @@ class TensorSpec:
 
     def shape(self, rows: int, keys: int) -> tuple[int, ...]:
         """Its shape in a step of `rows` recorded tokens that see `keys` keys."""
-        return tuple(self._size(axis, rows, keys) for axis in self.axes)
-
-    def _size(self, axis: str, rows: int, keys: int) -> int:
-        if axis in ROW_AXES:
-            return rows
-        if axis == "key":
-            return keys
-        if axis == "tile":
-            return -(-keys // self.sizes["tile"])
-        return self.sizes[axis]
+        sizes = {**self.sizes, **dict.fromkeys(ROW_AXES, rows), "key": keys}
+        if "tile" in self.sizes:
+            sizes["tile"] = -(-keys // self.sizes["tile"])
+        return tuple([sizes[axis] for axis in self.axes])
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _SPEC_FIELDS}

@@ -78,6 +78,10 @@ class Layout:
                 self._datasets[which] = f"{spec.key.path}/decode", shape
         return self._datasets[which]
 
+    def decode_row(self, step: int) -> int:
+        """Where a recorded decode step comes among these: consecutive ones have neighbouring rows."""
+        return self._decode_index[step]
+
     def datasets(self, spec: TensorSpec) -> list[Place]:
         """A place in each dataset of a tensor."""
         return [self.place(spec, step) for step in ([0] if spec.joined else self._block_steps)]

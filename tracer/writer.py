@@ -6,10 +6,10 @@ checksum table says what had been written (and a full disk shows as a short writ
 """
 
 import errno
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,14 +23,17 @@ from .format import ROW_AXES, Header, Step, TensorSpec, numpy_dtype
 from .layout import Layout
 from .names import Key
 from .packed import Pending, Places
-from .stage import Stage, as_stored
+from .stage import Stage, as_stored, padded
 from .structure import PIECE_BYTES, create
 
 BUFFER_BYTES = 256 << 20  # of arrays that wait for the writer thread
 FLUSH_SECONDS = 0.25  # decode steps are gathered this long: their rows are neighbours, so one write does
-FLUSH_BYTES = 64 << 20  # larger stages cost page faults, smaller ones calls
+FLUSH_BYTES = 64 << 20  # and no more of them than this
+CHUNK = 1 << 20  # bytes written at a time: the checksum has brought them into the core's cache
 IOV_MAX = 1024  # pieces of one write: Linux takes no more
 MARK_AT_ONCE = 64 * 1024  # bytes: pieces this large are marked as written without waiting for the step's end
+
+Raw = np.ndarray | memoryview  # contiguous
 
 
 class TraceWriter:
@@ -59,13 +62,12 @@ class TraceWriter:
         self._layout = Layout(steps, np.asarray(kept, np.int64))
         self._counts = [self._layout.rows(index) for index in range(len(steps))]
         self._column = {key: i for i, key in enumerate(self.tensors)}
-        self._row_shapes = {spec.key: spec.shape(1, 0) for spec in tensors if spec.joined}
         self._checksums = np.zeros((len(self.steps), len(self.tensors)), np.uint64)
         self._flushed = 0
-        self._stage: Stage | None = None  # the decode steps since the last flush
-        self._free: list[Stage] = []
+        self._stage = Stage(self._layout)  # the decode steps since the last flush
         self._blocks: dict[int, Pending] = {}  # the same of an engine that hands over whole steps
         self._places: Places = {}
+        self._shapes: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
         self._ended: list[int] = []
         self._last_flush = time.monotonic()
         self.bytes_written = 0
@@ -83,8 +85,8 @@ class TraceWriter:
         """Record `array`, shaped as the tensor's axes say, all tokens of the step included."""
         if key not in self.tensors or not self._counts[step]:
             return
-        if self._decodes[step]:  # one row, recorded as it is
-            self._keep(step, key, array if isinstance(array, np.ndarray) else np.asarray(array))
+        if self._decodes[step]:
+            self._keep(step, key, array)
         else:
             soon = not isinstance(array, np.ndarray)  # a GPU's buffer is wanted back
             self._put(self._select_and_store, step, key, array, nbytes=array.nbytes, soon=soon)
@@ -117,7 +119,7 @@ class TraceWriter:
         """Everything of `step` was handed over: it counts as flushed once the writer gets here."""
         self._ended.append(step)
         waited = time.monotonic() - self._last_flush
-        if not self._decodes[step] or waited > FLUSH_SECONDS:
+        if not self._decodes[step] or waited > FLUSH_SECONDS or self._stage.nbytes > FLUSH_BYTES:
             self._hand_over()
         self._raise_failed()
 
@@ -155,29 +157,17 @@ class TraceWriter:
 
     # ---- gathering decode steps
 
-    def _keep(self, step: int, key: Key, array: np.ndarray) -> None:
-        expected = self._row_shapes.get(key) or self._layout.shape(self.tensors[key], step)
-        if array.shape != expected:
-            raise _misshapen(key, array.shape, expected)
-        if self._stage is None or not self._stage.has_room(step):
-            self._hand_over()
-            self._raise_failed()
-            self._stage = self._free.pop() if self._free else self._new_stage(step)
+    def _keep(self, step: int, key: Key, array: np.ndarray | Pending) -> None:
+        if not isinstance(array, np.ndarray):
+            pending, array = array, np.array(array)
+            pending.release()
         self._stage.keep(step, key, array)
-
-    def _new_stage(self, step: int) -> Stage:
-        rows: dict[Key, tuple[tuple[int, ...], np.dtype]] = {}
-        for key, spec in self.tensors.items():
-            shape = self._row_shapes.get(key) or self._layout.place(spec, step).shape[1:]
-            rows[key] = shape, numpy_dtype(spec.dtype)
-        nbytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in rows.values())
-        return Stage(rows, max(1, min(sum(self._decodes), FLUSH_BYTES // max(nbytes, 1))))
 
     def _hand_over(self) -> None:
         """Have what was gathered written, and the steps that have ended marked."""
         stage, ended = self._stage, self._ended
-        self._stage, self._ended, self._last_flush = None, [], time.monotonic()
-        self._thread.put(self._flush, stage, ended, nbytes=0 if stage is None else stage.nbytes)
+        self._stage, self._ended, self._last_flush = Stage(self._layout), [], time.monotonic()
+        self._thread.put(self._flush, stage, ended, nbytes=stage.nbytes)
 
     # ---- the writer thread
 
@@ -211,10 +201,15 @@ class TraceWriter:
         expected = self._layout.shape(spec, step)
         if array.shape != expected:
             raise _misshapen(key, array.shape, expected)
-        data = as_stored(array, numpy_dtype(spec.dtype))
-        self._write_neighbours(key, [step], [_bytes(data)])
-        if data.nbytes >= MARK_AT_ONCE:
-            column = self._column[key]
+        data, place = _bytes(as_stored(array, numpy_dtype(spec.dtype))), self._layout.place(spec, step)
+        slot, digest = self._slots[place.path], xxhash.xxh3_64()
+        for first in range(0, len(data), CHUNK):
+            chunk = data[first : first + CHUNK]
+            digest.update(chunk)
+            self._pwrite([chunk], slot.offset + place.first * slot.row_bytes + first, len(chunk))
+        column = self._column[key]
+        self._checksums[step, column] = digest.intdigest() or 1  # 0: not written
+        if len(data) >= MARK_AT_ONCE:
             self._write_checksums(step, column, self._checksums[step, column : column + 1])
 
     def _keep_block(self, step: int, block: Pending, places: Places) -> None:
@@ -222,22 +217,36 @@ class TraceWriter:
         if len(self._blocks) * block.nbytes >= FLUSH_BYTES:
             self._write_blocks()
 
-    def _flush(self, stage: Stage | None, ended: list[int]) -> None:
+    def _flush(self, stage: Stage, ended: list[int]) -> None:
         """Write what was gathered of decode steps, and mark the steps that have ended."""
         self._write_blocks()
-        if stage is not None:
-            self._write_stage(stage)
-            self._free.append(stage)
+        self._shapes.clear()
+        for key, steps, arrays in stage.runs():
+            self._write_neighbours(key, steps, self._as_rows(key, steps, arrays))
         if ended:
             first, last = ended[0], ended[-1] + 1
             self._write_checksums(first, 0, self._checksums[first:last])
             self._write_rows("/steps/flushed", first, np.ones(last - first, np.uint8))
             self._flushed += last - first
 
-    def _write_stage(self, stage: Stage) -> None:
-        for key, steps, rows in stage.runs():
-            self._write_neighbours(key, steps, rows)
-        stage.clear()
+    def _as_rows(self, key: Key, steps: list[int], arrays: list[np.ndarray]) -> list[Raw]:
+        """What decode steps have of a tensor, each as its row is stored."""
+        spec, dtype = self.tensors[key], numpy_dtype(self.tensors[key].dtype)
+        shapes = self._shapes_of(spec, steps[:1] if spec.joined else steps)
+        for array, expected in zip(arrays, cycle(shapes)):
+            if array.shape != expected:
+                raise _misshapen(key, array.shape, expected)
+        if not spec.joined:
+            arrays = list(padded(arrays, self._layout.place(spec, steps[0]).shape[1:], dtype))
+        same = (a if a.dtype is dtype and a.flags.c_contiguous else as_stored(a, dtype) for a in arrays)
+        return [row if dtype.isbuiltin == 1 else _bytes(row) for row in same]  # bfloat16 is no buffer
+
+    def _shapes_of(self, spec: TensorSpec, steps: list[int]) -> list[tuple[int, ...]]:
+        """The shapes of a tensor in some steps; all layers have the same, so they are worked out once."""
+        which = spec.axes, *spec.sizes.values(), *steps
+        if which not in self._shapes:
+            self._shapes[which] = [self._layout.shape(spec, step) for step in steps]
+        return self._shapes[which]
 
     def _write_blocks(self) -> None:
         """Write the rows from where they lie: in each step's block."""
@@ -248,7 +257,7 @@ class TraceWriter:
             for key, place in self._places.items() if raws else ():
                 if key in self.tensors:
                     stored = numpy_dtype(self.tensors[key].dtype)
-                    rows = [raw[place.span] for raw in raws]
+                    rows: list[Raw] = [raw[place.span] for raw in raws]
                     if stored != place.dtype:
                         rows = [_bytes(as_stored(np.frombuffer(row, place.dtype), stored)) for row in rows]
                     self._write_neighbours(key, steps, rows)
@@ -256,43 +265,42 @@ class TraceWriter:
             for block in blocks:
                 block.release()
 
-    def _write_neighbours(self, key: Key, steps: list[int], rows: list[memoryview]) -> None:
+    def _write_neighbours(self, key: Key, steps: list[int], rows: list[Raw]) -> None:
         """Write what `steps` have of a tensor: rows of bytes that lie side by side in the file."""
         place = self._layout.place(self.tensors[key], steps[0])
         slot = self._slots[place.path]
-        self._pwrite(rows, slot.offset + place.first * slot.row_bytes)
+        self._pwrite(rows, slot.offset + place.first * slot.row_bytes, len(rows) * slot.row_bytes)
         sums = [each or 1 for each in map(xxhash.xxh3_64_intdigest, rows)]  # 0: not written
         self._checksums[steps, self._column[key]] = sums
 
     def _write_checksums(self, step: int, column: int, sums: np.ndarray) -> None:
         offset = self._slots["/steps/checksums"].offset + (step * len(self.tensors) + column) * 8
-        self._pwrite([_bytes(sums)], offset)
+        self._pwrite([_bytes(sums)], offset, sums.nbytes)
 
     def _write_rows(self, path: str, first: int, array: np.ndarray) -> None:
         slot = self._slots[path]
-        self._pwrite([_bytes(array)], slot.offset + first * slot.row_bytes)
+        self._pwrite([_bytes(array)], slot.offset + first * slot.row_bytes, array.nbytes)
 
-    def _pwrite(self, rows: Sequence[memoryview], offset: int) -> None:
-        while rows:
-            batch = rows[:IOV_MAX]
-            written = os.pwritev(self._fd, batch, offset)
+    def _pwrite(self, rows: Sequence[Raw], offset: int, size: int) -> None:
+        """Write rows of `size` bytes in all."""
+        while size:
+            written = os.pwritev(self._fd, rows[:IOV_MAX], offset)
             if written == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            offset += written
+            offset, size = offset + written, size - written
             self.bytes_written += written
-            left = sum(map(len, batch)) - written
-            rows = [*_end(batch, left), *rows[IOV_MAX:]] if left else rows[IOV_MAX:]
+            rows = _end(rows, size)
 
 
-def _end(rows: Sequence[memoryview], left: int) -> list[memoryview]:
-    """The last `left` bytes of `rows`."""
-    kept: list[memoryview] = []
-    for row in reversed(rows):
-        if left <= 0:
+def _end(rows: Sequence[Raw], size: int) -> list[Raw]:
+    """The last `size` bytes of `rows`."""
+    kept: list[Raw] = []
+    for row in reversed(rows if size else ()):
+        if not size:
             break
-        kept.insert(0, row[-left:])
-        left -= len(kept[0])
-    return kept
+        kept.append(memoryview(row).cast("B")[-size:])
+        size -= kept[-1].nbytes
+    return kept[::-1]
 
 
 def _bytes(array: np.ndarray) -> memoryview:
