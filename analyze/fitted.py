@@ -38,8 +38,8 @@ class Fitted(Trace):
         spec = self.tensors[key]
         return key not in self.misfits and not is_partial(spec) and spec.conventions.get("rows") != "last"
 
-    def has(self, key: Key, step: int) -> bool:
-        return key in self.whole and super().has(key, step)
+    def written(self, key: Key) -> np.ndarray:
+        return super().written(key) & (key in self.whole)
 
     def read(self, key: Key, step: int) -> np.ndarray:
         return self.fit(key, super().read(key, step))

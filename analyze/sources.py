@@ -39,7 +39,6 @@ class Source:
 
     def __init__(self, trace: Trace):
         self.trace = trace
-        self._written: dict[Key, np.ndarray] = {}
         self.arranged: dict[Key, Arrange] = {}  # tensors that are to be shown in another order
         self.steps: list[Step] = [step for i, step in enumerate(trace.flushed) if step.index == i]
         tokens = max((step.kv_len for step in self.steps), default=0)
@@ -57,10 +56,7 @@ class Source:
 
     def has(self, key: Key) -> np.ndarray:
         """Whether the tensor was written, for each finished step [step]."""
-        if key not in self._written:
-            written = [self.trace.has(key, step.index) for step in self.steps]
-            self._written[key] = np.array(written, bool)
-        return self._written[key]
+        return self.trace.written(key)[: len(self.steps)]
 
     @cached_property
     def first_row(self) -> np.ndarray:

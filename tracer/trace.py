@@ -10,6 +10,7 @@ from types import TracebackType
 import h5py
 import numpy as np
 import xxhash
+from h5py import h5d, h5s
 
 from .errors import TraceError
 from .format import FORMAT, VERSION, Header, Step, TensorSpec, h5_type, numpy_dtype, read_text
@@ -75,7 +76,9 @@ class Trace:
         )
         if not len(self._tokens) == len(self._pieces) == self._layout.n_tokens:
             raise ValueError("its tokens do not fit its steps")
-        self._datasets: dict[str, h5py.Dataset | np.ndarray] = {}
+        self._kept = np.array([self._layout.rows(step.index) > 0 for step in self.steps], bool)
+        self._written: dict[Key, np.ndarray] = {}
+        self._datasets: dict[str, h5d.DatasetID | np.ndarray] = {}
 
     # ---- what was run
 
@@ -115,9 +118,13 @@ class Trace:
 
     def has(self, key: Key, step: int) -> bool:
         """True where the tensor of that step was written (also in a step that a crash cut short)."""
-        return key in self.tensors and bool(
-            self._layout.rows(step) and self._checksums[step, self._column[key]]
-        )
+        return key in self.tensors and bool(self.written(key)[step])
+
+    def written(self, key: Key) -> np.ndarray:
+        """In which steps a tensor of the catalog was written, as `has` says it [step]."""
+        if key not in self._written:
+            self._written[key] = self._kept & (self._checksums[:, self._column[key]] != 0)
+        return self._written[key]
 
     def rows(self, step: int) -> np.ndarray:
         """Token indices (over the whole run) of the rows that are recorded of a step."""
@@ -180,11 +187,13 @@ class Trace:
         except _DAMAGE as error:
             raise TraceError(f"{self.path} is a damaged trace: {path}: {_one_line(error)}") from error
 
-    def _open_dataset(self, path: str, shape: tuple[int, ...], spec: TensorSpec) -> h5py.Dataset | np.ndarray:
-        dataset, dtype = self._file[path], numpy_dtype(spec.dtype)
-        if dataset.shape != shape or dataset.id.get_type() != h5_type(spec.dtype):
+    def _open_dataset(
+        self, path: str, shape: tuple[int, ...], spec: TensorSpec
+    ) -> h5d.DatasetID | np.ndarray:
+        dataset, dtype = h5d.open(self._file.id, path.encode()), numpy_dtype(spec.dtype)
+        if dataset.shape != shape or dataset.get_type() != h5_type(spec.dtype):
             raise ValueError(f"{dataset.dtype} {dataset.shape} where the catalog has {spec.dtype} {shape}")
-        offset, nbytes = dataset.id.get_offset(), math.prod(shape) * dtype.itemsize
+        offset, nbytes = dataset.get_offset(), math.prod(shape) * dtype.itemsize
         if offset is None:
             return dataset
         if offset + nbytes > len(self._map):
@@ -203,14 +212,14 @@ class Trace:
         self.close()
 
 
-def _read_filtered(dataset: h5py.Dataset, dtype: np.dtype, first: int, count: int) -> np.ndarray:
+def _read_filtered(dataset: h5d.DatasetID, dtype: np.dtype, first: int, count: int) -> np.ndarray:
     shape = (count, *dataset.shape[1:])
     raw = np.empty(shape, f"V{dtype.itemsize}")
     if raw.size:
-        space = dataset.id.get_space()
+        space = dataset.get_space()
         space.select_hyperslab((first, *(0 for _ in shape[1:])), shape)
         # read as the type that is stored: HDF5 converts bfloat16 by software at 0.02 GB/s
-        dataset.id.read(h5py.h5s.create_simple(shape), space, raw, dataset.id.get_type())
+        dataset.read(h5s.create_simple(shape), space, raw, dataset.get_type())
     return raw.view(dtype)
 
 
