@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 from zlib import crc32
 
+import numpy as np
+
 Array = Any  # cupy.ndarray; kernels take C-contiguous ones
 
 SOURCES = Path(__file__).parent
 OPTIONS = ("-std=c++17", f"-I{SOURCES}")  # no fast-math: expf, tanhf, division and root stay accurate
 STORAGE = {"float32": "float", "float16": "f16", "bfloat16": "bf16"}  # dtype -> type in common.cuh
+SPAN = 64  # terms of a product that are added up in a row
 STATIC_SHARED = 48 * 1024  # bytes of shared memory a block gets without asking
 
 
@@ -78,12 +81,28 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     return cupy.zeros(shape, dtype)
 
 
-def matmul(a: Array, b: Array, out: Array) -> None:
-    """out = a @ b through cuBLAS, accumulated in float32 and never rounded to TF32."""
+def matmul(x: Array, weight: Array, out: Array) -> None:
+    """out [m, n] = x [m, k] @ weight [n, k].T through cuBLAS, accumulated in float32, never rounded to TF32.
+
+    In float32 the terms are added up SPAN at a time: rounding grows with the root of the terms in a row
+    (Higham, The accuracy of floating point summation, 1993), and cuBLAS adds all k in a row.
+    """
     import cupy
+    from cupy.cuda import cublas
 
     os.environ["CUPY_TF32"] = "0"  # CuPy reads it when it first multiplies
-    cupy.matmul(a, b, out=out)
+    if x.dtype != np.float32:
+        cupy.matmul(x, weight.T, out=out)
+        return
+    (m, k), n, handle = x.shape, len(weight), cupy.cuda.device.get_cublas_handle()
+    one, keep = np.float32(1).reshape(1), np.float32(0).reshape(1)
+    for first in range(0, k, SPAN):  # cuBLAS counts columns first, so it sees all three transposed
+        terms, skipped = min(SPAN, k - first), first * x.itemsize
+        cublas.sgemm(
+            *(handle, cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, n, m, terms, one.ctypes.data),
+            *(weight.data.ptr + skipped, k, x.data.ptr + skipped, k, keep.ctypes.data, out.data.ptr, n),
+        )
+        keep = one
 
 
 def cdiv(work: int, per_block: int) -> int:

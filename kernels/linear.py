@@ -83,7 +83,7 @@ def _product(x: gpu.Array, weight: Blocks, bias: gpu.Array | None, out: gpu.Arra
         values = weight.data.view(x.dtype)
     else:
         values = dequantize.cuda(weight, dtype=x.dtype)
-    gpu.matmul(x, values.T, out)
+    gpu.matmul(x, values, out)
     if bias is not None:
         grid = (gpu.cdiv(out.size, 256),)
         args = (out, bias, np.int64(out.size), np.int32(out.shape[1]))

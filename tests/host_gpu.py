@@ -58,8 +58,8 @@ class HostDevice:
     def get(self, array: np.ndarray) -> np.ndarray:
         return array
 
-    def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-        out[...] = a.astype(np.float32) @ b.astype(np.float32)
+    def matmul(self, x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
+        out[...] = x.astype(np.float32) @ weight.astype(np.float32).T
 
     def kernel(self, source: str, expression: str) -> gpu.Kernel:
         launch = _host_library(self.folder, source).launch
