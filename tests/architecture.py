@@ -40,12 +40,11 @@ EXPERTS = {
     "expert_used_count": 2,
     "expert_feed_forward_length": 40,
 }
-INSIDE_EXPERTS = frozenset({"expert_gate", "expert_up", "expert_act", "expert_out"})
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """`faults` are three that ports of it have, `unseen` the tensors that neither reference shows.
+    """`faults` are three that ports of it have.
 
     For transformers: the model type; `names` and `config` where they differ from Llama's; what becomes of a
     weight (`weight`); weights that have no one to one counterpart (`extra`, their own names being None).
@@ -58,7 +57,6 @@ class Architecture:
     config: Callable[[Model], dict[str, Any]] = lambda model: {}
     weight: Callable[[Model, str, np.ndarray], np.ndarray] = lambda model, name, values: values
     extra: Callable[[Model], dict[str, np.ndarray]] = lambda model: {}
-    unseen: frozenset[str] = frozenset()
     root: tuple[str, str] = ("model", "layers")
 
 
@@ -75,16 +73,6 @@ class Case:
     @property
     def shape(self) -> dict[str, Any]:
         return ARCHITECTURES[self.arch].shapes[self.name]
-
-    @property
-    def unseen_by_llama_cpp(self) -> frozenset[str]:
-        return ARCHITECTURES[self.arch].unseen
-
-    @property
-    def unseen_by_torch(self) -> frozenset[str]:
-        """transformers computes all that goes on inside an expert at once."""
-        mixture = "expert_count" in self.shape.get("metadata", {})
-        return ARCHITECTURES[self.arch].unseen | (INSIDE_EXPERTS if mixture else frozenset())
 
 
 def each(shapes: Shapes, **more: Any) -> Shapes:

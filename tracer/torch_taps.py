@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from . import torch_experts
 from .errors import ModelError, UserError
 from .names import Key
 from .recorder import Recorder
@@ -72,6 +73,18 @@ class Tap:
     def source(self) -> str:
         return f"{self.path} (input)" if self.is_input else self.path
 
+    def watch(self, keep: Keep) -> Callable[[], None]:
+        """From now on `keep` is called with what shows here; returns what ends that."""
+        side = "register_forward_pre_hook" if self.is_input else "register_forward_hook"
+        return getattr(self.module, side)(partial(_take, self, keep), with_kwargs=True).remove
+
+
+class ExpertTap(Tap):
+    """A tensor inside the experts of a layer; `module` computes them all."""
+
+    def watch(self, keep: Keep) -> Callable[[], None]:
+        return torch_experts.watch(self.module, self.key.name, partial(keep, self.key))
+
 
 def taps(model: Any) -> list[Tap]:
     """Where a transformers decoder shows our tensors, all but those inside attention and the logits."""
@@ -136,11 +149,14 @@ def _fused_taps(
 
 
 def _expert_taps(index: int, path: str, modules: Mapping[str, Any]) -> Iterator[Tap]:
-    """What the router of a mixture of experts gives, and the feed-forward block that all tokens share."""
+    """What the router of a mixture of experts gives, the experts, and the block that all tokens share."""
     for inner in ("mlp.gate", "mlp.router"):
         if inner in modules:
             for item, name in enumerate(("router", "expert_weights", "expert_ids")):
                 yield Tap(Key(index, name), modules[inner], f"{path}.{inner}", item=item)
+    if experts := modules.get("mlp.experts"):
+        for name in torch_experts.INSIDE:
+            yield ExpertTap(Key(index, name), experts, f"{path}.mlp.experts")
     if "mlp.shared_expert" in modules:
         yield Tap(Key(index, "moe_out"), modules["mlp.experts"], f"{path}.mlp.experts")
         for name, inner in (("gate", "gate_proj"), ("up", "up_proj"), ("act", "down_proj")):
@@ -153,9 +169,7 @@ def watched(places: Iterable[Tap], keep: Keep) -> Iterator[None]:
     """While inside, `keep` is called with what shows at each place."""
     with ExitStack() as hooks:
         for tap in places:
-            take = partial(_take, tap, keep)
-            side = "register_forward_pre_hook" if tap.is_input else "register_forward_hook"
-            hooks.callback(getattr(tap.module, side)(take, with_kwargs=True).remove)
+            hooks.callback(tap.watch(keep))
         yield
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import engine_golden as golden
 import numpy as np
 import pytest
-from architecture import ARCHITECTURES, CASES, EXPERTS, INSIDE_EXPERTS, TOKENS, WINDOW, YARN, Case
+from architecture import ARCHITECTURES, CASES, EXPERTS, TOKENS, WINDOW, YARN, Case
 from architectures import gpt_oss, phi3
 from ggufs import write_gguf
 from recording import nrmse, worst
@@ -103,7 +103,7 @@ def test_every_architecture_has_cases() -> None:
 @pytest.mark.llamacpp
 @every_case
 def test_against_llama_cpp(case: Case, model: Model) -> None:
-    check_against_llama_cpp(model, TOKENS, case.unseen_by_llama_cpp)
+    check_against_llama_cpp(model, TOKENS)
 
 
 @pytest.mark.llamacpp
@@ -112,17 +112,17 @@ def test_gemma3_270m_against_llama_cpp(gemma3_model: Model) -> None:
     check_against_llama_cpp(gemma3_model, Tokenizer(gemma3_model.metadata).encode(TEXT))
 
 
-def check_against_llama_cpp(model: Model, tokens: Sequence[int], unseen: Collection[str] = ()) -> None:
+def check_against_llama_cpp(model: Model, tokens: Sequence[int]) -> None:
     from tensortrace.tracer.engines import llama_cpp
 
     theirs = run(llama_cpp.Engine(build_graph(model), model), tokens)
-    check(ours(model, tokens, change=with_gelu_of(theirs)), theirs, 1e-4, TILES | set(unseen))
+    check(ours(model, tokens, change=with_gelu_of(theirs)), theirs, 1e-4, TILES)
 
 
 @pytest.mark.torch
 @every_case
 def test_against_transformers(case: Case, model: Model, tmp_path: Path) -> None:
-    check_against_transformers(model, TOKENS, tmp_path / "folder", case.unseen_by_torch)
+    check_against_transformers(model, TOKENS, tmp_path / "folder")
 
 
 @pytest.mark.torch
@@ -133,14 +133,12 @@ def test_gemma3_270m_against_transformers(gemma3_model: Model, tmp_path: Path) -
     rmtree(tmp_path / "folder")  # more than a gigabyte
 
 
-def check_against_transformers(
-    model: Model, tokens: Sequence[int], folder: Path, unseen: Collection[str] = ()
-) -> None:
+def check_against_transformers(model: Model, tokens: Sequence[int], folder: Path) -> None:
     import transformers_models
     from tensortrace.tracer.engines import torch
 
     theirs = run(torch.Engine(build_graph(model), transformers_models.save(model, folder)), tokens)
-    check(ours(model, tokens), theirs, 1e-5, TILES | set(unseen))
+    check(ours(model, tokens), theirs, 1e-5, TILES)
 
 
 @pytest.fixture(params=["qwen2-yarn", "gemma3-linear"])
@@ -192,7 +190,7 @@ def test_gpt_oss_has_a_ramp_that_llama_cpp_rounds(tmp_path: Path) -> None:
     metadata = EXPERTS | WINDOW | yarn
     shape = gpt_oss.SHAPE | {"rope_base": 50.0, "metadata": metadata}
     model = Model(write_gguf(tmp_path / "model.gguf", "gpt-oss", **shape))
-    check_against_transformers(model, TOKENS, tmp_path / "folder", INSIDE_EXPERTS)
+    check_against_transformers(model, TOKENS, tmp_path / "folder")
     theirs = run(llama_cpp.Engine(build_graph(model), model), TOKENS)
     check(ours(model, TOKENS, change=with_whole_pairs), theirs, 1e-4, TILES)
     k_rope = Key(0, "k_rope")

@@ -35,6 +35,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 # a GGUF of these has the two of a RoPE pair side by side
 PERMUTED = ("llama", "mistral", "mixtral", "smollm3", "granite")
 LOGITS = Key(None, "logits")
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 
 
 class Engine:
@@ -222,7 +223,7 @@ def _import(package: str) -> ModuleType:
 
 
 def _load(path: Path, dtype: Any) -> Any:
-    """The model at `path` with eager attention; nothing is fetched, and no pickle is opened."""
+    """The model at `path` with eager attention and experts; nothing is fetched, and no pickle is opened."""
     transformers = _import("transformers")
     place: dict[str, Any] = {"use_safetensors": True}
     if path.is_file():
@@ -234,7 +235,7 @@ def _load(path: Path, dtype: Any) -> Any:
     try:
         with redirect_stderr(StringIO()):  # progress bars that have no switch
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation="eager", local_files_only=True, **place
+                folder, dtype=dtype, local_files_only=True, **EAGER, **place
             )
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

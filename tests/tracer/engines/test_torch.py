@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import engine_golden as golden
 import numpy as np
 import pytest
 import smollm2_golden
+from architecture import CASES
 from ggufs import write_gguf
 from recording import PROMPT, distances, nrmse, record_trace, worst
 from tensortrace.tracer.architecture import build_graph
@@ -17,6 +19,7 @@ from tensortrace.tracer.gguf import Model
 from tensortrace.tracer.names import Key
 from tensortrace.tracer.recorder import Recorder
 from tensortrace.tracer.selection import Selection
+from tensortrace.tracer.torch_experts import INSIDE
 from tensortrace.tracer.torch_taps import record_module
 from tensortrace.tracer.trace import Trace
 
@@ -133,6 +136,50 @@ def test_hooks_on_a_transformers_model(
             assert nrmse(hooked.rows_until(Key(1, name), 1), whole.read(Key(1, name), 0)) <= 1e-5
         q = engine.interleaved(hooked.rows_until(Key(1, "q"), 1))
         assert nrmse(q, whole.read(Key(1, "q"), 0)) <= 1e-5
+
+
+@pytest.fixture
+def experts(tmp_path: Path) -> Any:
+    """transformers' own Qwen 3 with four experts, two of which each token goes to."""
+    import transformers_models
+    from transformers import AutoModelForCausalLM
+
+    shape = next(case.shape for case in CASES if str(case) == "qwen3moe-third")
+    model = Model(write_gguf(tmp_path / "model.gguf", "qwen3moe", **shape))
+    return AutoModelForCausalLM.from_pretrained(transformers_models.save(model, tmp_path), **engine.EAGER)
+
+
+def hooked(model: Any, path: Path) -> Trace:
+    import torch
+
+    with torch.no_grad(), Recorder(path, heads=6, kv_heads=2) as rec, record_module(model, rec):
+        model(torch.tensor([PROMPT]))
+    return Trace(path)
+
+
+@needs_torch
+def test_inside_experts_is_what_the_module_computes(experts: Any, tmp_path: Path) -> None:
+    """Where its activation is another function, so is what is recorded; the products before it stay."""
+    import torch
+
+    healthy = hooked(experts, tmp_path / "healthy.h5")
+    assert healthy.read(Key(1, "expert_gate"), 0).shape == (len(PROMPT), 2, 40)
+    module = experts.model.layers[1].mlp.experts
+    module.act_fn = torch.nn.Sigmoid()
+    changed = hooked(experts, tmp_path / "changed.h5")
+    assert "forward" not in vars(module)
+    gate, up = (healthy.read(Key(1, name), 0) for name in ("expert_gate", "expert_up"))
+    assert np.array_equal(changed.read(Key(1, "expert_gate"), 0), gate)
+    assert nrmse(changed.read(Key(1, "expert_act"), 0), up / (1 + np.exp(-gate))) <= 1e-6
+    assert nrmse(changed.read(Key(1, "expert_out"), 0), healthy.read(Key(1, "expert_out"), 0)) > 0.1
+
+
+@needs_torch
+def test_experts_computed_otherwise_show_nothing_inside(experts: Any, tmp_path: Path) -> None:
+    experts.set_experts_implementation("batched_mm")
+    names = {key.name for key in hooked(experts, tmp_path / "a.h5").tensors}
+    assert {"expert_ids", "ffn_out"} <= names
+    assert not names & {*INSIDE}
 
 
 @needs_torch
