@@ -31,7 +31,16 @@ def build_graph(model: Weights, **attention: Any) -> Graph:
         )
     graph = Graph(model)
     import_module(module, __package__).build(graph)
+    _check_window(graph)
     return graph.replace(lambda op: _with(op, attention)) if attention else graph
+
+
+def _check_window(graph: Graph) -> None:
+    """ModelError for a window that the architecture file knows nothing of."""
+    width = graph.model.hparam("attention.sliding_window", 0)
+    if width and not any("window" in op.params for op in graph.ops):
+        arch = graph.model.arch
+        raise ModelError(f"{arch}.attention.sliding_window is {width}, but {arch} has no windows known here")
 
 
 def _with(op: Op, attention: dict[str, Any]) -> Op:

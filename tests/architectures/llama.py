@@ -37,6 +37,8 @@ def llama3_factors(head_dim: int, base: float = 10_000.0) -> np.ndarray:
 
 def config(model):
     own = {}
+    if window := model.hparam("attention.sliding_window", 0):
+        own |= {"model_type": "mistral", "sliding_window": window}
     if "rope_freqs.weight" in model:
         own["rope_parameters"] = rope(model) | LLAMA3 | {"rope_type": "llama3"}
     if experts := model.hparam("expert_count", 0):
