@@ -1,6 +1,5 @@
 """The tokenizer against llama.cpp, whose ids are what an engine is fed, and against transformers."""
 
-import ctypes
 import random
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +11,7 @@ from gguf import GGUFWriter
 from ggufs import byte_symbols
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama_cpp_vocabulary import LlamaCpp, assert_same, assert_same_pieces
 from tensortrace.tracer.gguf import Model
 from tensortrace.tracer.hub import resolve
 from tensortrace.tracer.pretokenizers import RULES
@@ -64,50 +64,6 @@ def test_like_transformers(tokenizer: Tokenizer, smollm2: Path):
 # llama.cpp
 
 
-class LlamaCpp:
-    """llama.cpp's own tokenizer for a GGUF, with another `tokenizer.ggml.pre` if wanted."""
-
-    def __init__(self, path: Path, pre: str | None = None) -> None:
-        import llama_cpp
-
-        self.api = llama_cpp
-        llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
-        options = llama_cpp.llama_model_default_params()
-        options.vocab_only = True
-        if pre:
-            overrides = (llama_cpp.llama_model_kv_override * 2)()  # an empty key ends the list
-            overrides[0].key, overrides[0].tag = b"tokenizer.ggml.pre", llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR
-            overrides[0].value.val_str = pre.encode()
-            options.kv_overrides = ctypes.cast(overrides, type(options.kv_overrides))
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
-        assert self.model, f"llama.cpp does not load {path}"
-        self.vocab = llama_cpp.llama_model_get_vocab(self.model)
-
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
-        data = text.encode()
-        room = len(data) + 16
-        ids = (self.api.llama_token * room)()
-        count = self.api.llama_tokenize(self.vocab, data, len(data), ids, room, add_special, parse_special)
-        return ids[:count]
-
-    def piece(self, token_id: int) -> bytes:
-        buffer = ctypes.create_string_buffer(512)
-        length = self.api.llama_token_to_piece(self.vocab, token_id, buffer, 512, 0, True)
-        return buffer.raw[:length]
-
-    def stop_ids(self) -> set[int]:
-        count = self.api.llama_vocab_n_tokens(self.vocab)
-        return {token_id for token_id in range(count) if self.api.llama_vocab_is_eog(self.vocab, token_id)}
-
-    def close(self) -> None:
-        self.api.llama_model_free(self.model)
-
-
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-def _SILENT(level: int, text: bytes, data: int) -> None:
-    """A log that nobody reads; kept alive as long as llama.cpp may call it."""
-
-
 @pytest.fixture(scope="module")
 def llama_cpp() -> Iterator[Callable[..., LlamaCpp]]:
     opened: list[LlamaCpp] = []
@@ -146,14 +102,6 @@ def write_vocabulary(path: Path, metadata: Mapping[str, Any]) -> Path:
     return path
 
 
-def assert_same(tokenizer: Tokenizer, reference: LlamaCpp, texts: list[str]) -> None:
-    for add_special in (True, False):
-        for parse_special in (True, False):
-            how = {"add_special": add_special, "parse_special": parse_special}
-            for text in texts:
-                assert tokenizer.encode(text, **how) == reference.encode(text, **how), (text, how)
-
-
 def random_texts(alphabet: list[str], count: int, seed: int) -> list[str]:
     draw = random.Random(seed)
     return ["".join(draw.choices(alphabet, k=draw.randint(1, 25))) for _ in range(count)]
@@ -164,9 +112,7 @@ def test_like_llama_cpp(tokenizer: Tokenizer, smollm2_in_llama_cpp: LlamaCpp):
     reference = smollm2_in_llama_cpp
     assert [text for text, ids in CASES if reference.encode(text) != ids] == []
     assert_same(tokenizer, reference, TEXTS)
-    ids = range(tokenizer.vocab_size)
-    assert [token_id for token_id in ids if tokenizer.piece(token_id) != reference.piece(token_id)] == []
-    assert tokenizer.stop_ids == reference.stop_ids()
+    assert_same_pieces(tokenizer, reference)
 
 
 @pytest.mark.llamacpp
@@ -221,9 +167,7 @@ def test_sentencepiece_like_llama_cpp(
     metadata["tokenizer.ggml.token_type"][-len(special) :] = special.values()
     reference, tokenizer = llama_cpp(write_vocabulary(tmp_path / "spm.gguf", metadata)), Tokenizer(metadata)
     assert_same(tokenizer, reference, [*TEXTS, *random_texts([*"aab ▁écdu\n", *special], 1500, 8)])
-    ids = range(tokenizer.vocab_size)
-    assert [token_id for token_id in ids if tokenizer.piece(token_id) != reference.piece(token_id)] == []
-    assert tokenizer.stop_ids == reference.stop_ids()
+    assert_same_pieces(tokenizer, reference)
 
 
 @pytest.mark.llamacpp
@@ -254,9 +198,8 @@ def test_gemma_like_llama_cpp(llama_cpp: Callable[..., LlamaCpp]):
     reference, tokenizer = llama_cpp(path), Tokenizer(Model(path).metadata)
     assert tokenizer.encode("Hello 123 world<eos>") == [2, 9259, 236743, 236770, 236778, 236800, 1902, 1]
     assert_same(tokenizer, reference, TEXTS)
-    ids = range(tokenizer.vocab_size)
-    assert [token_id for token_id in ids if tokenizer.piece(token_id) != reference.piece(token_id)] == []
-    assert tokenizer.stop_ids == reference.stop_ids() == {1, 106, 212}
+    assert_same_pieces(tokenizer, reference)
+    assert tokenizer.stop_ids == {1, 106, 212}
     texts = [text for text in TEXTS if "▁" not in text]
     assert [
         t for t in texts if tokenizer.decode(tokenizer.encode(t), skip_special=False) != f"<bos>{t}"
