@@ -9,7 +9,7 @@ struct Scaling {
   long long original;  // positions below it use the short factors
 };
 
-// Elements `first` and `second` of one head, rotated (or passed) into `out` and, where given, `cache`.
+// Elements `first` and `second` of one head, rotated (or passed) into `out` and `cache`, where given.
 template <class T>
 __device__ inline void rotate(const T* in, T* out, T* cache, int first, int second, bool rotated,
                               float cosine, float sine) {
@@ -19,13 +19,13 @@ __device__ inline void rotate(const T* in, T* out, T* cache, int first, int seco
     x = from_float<T>(a * cosine - b * sine);
     y = from_float<T>(a * sine + b * cosine);
   }
-  out[first] = x, out[second] = y;
+  if (out) out[first] = x, out[second] = y;
   if (cache) cache[first] = x, cache[second] = y;
 }
 
 // q, q_out [token, heads, dim]; k, v, k_out [token, kv_heads, dim]; caches [max_len, kv_heads, dim], written
 // from row *kv_len - tokens on.  positions [token]; factors, long_factors [dims / 2] or null.  With
-// kv_heads = 0 only q is read.
+// kv_heads = 0 only q is read, with heads = 0 only k and v; k_out may be null.
 // Grid (token, groups of heads); block (dim / 2 pairs, heads at a time).
 //
 // Angles are in double: at position 100 000 a float angle is already wrong by 4e-3 rad.
@@ -63,7 +63,7 @@ __global__ void rope(const T* __restrict__ q, const T* __restrict__ k, const T* 
     const long long at = ((long long)token * kv_heads + kv_head) * dim;
     const long long cached = ((long long)slot * kv_heads + kv_head) * dim;
     if (h < heads + kv_heads) {
-      rotate(k + at, k_out + at, k_cache + cached, first, second, rotated, cosine, sine);
+      rotate<T>(k + at, k_out ? k_out + at : nullptr, k_cache + cached, first, second, rotated, cosine, sine);
     } else {
       v_cache[cached + first] = v[at + first];
       v_cache[cached + second] = v[at + second];

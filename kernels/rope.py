@@ -140,6 +140,13 @@ def cuda_cached(
     return q_rope, k_rope
 
 
+def cuda_append(k: gpu.Array, v: gpu.Array, *, cache: tuple[gpu.Array, gpu.Array], kv_len: gpu.Array) -> None:
+    """Append k and v to `cache` as they are: layers without rotary positions; arrays as in `cuda_cached`."""
+    tokens, kv_heads, dim = k.shape
+    arrays = (k, k, v, None, None, *cache, None, kv_len, None, None)
+    _launch(arrays, (tokens, 0, dim), kv_heads, base=1.0, dims=0, pairing="interleaved")
+
+
 def _launch(
     arrays: tuple[gpu.Array | None, ...],
     shape: tuple[int, ...],

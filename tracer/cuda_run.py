@@ -25,8 +25,8 @@ FLOAT32 = frozenset(attention.EXTRAS)  # softmax state is float32 at every compu
 class CudaRunner:
     """Runs a graph, keeping the KV cache [max_tokens, kv_head, dim] of each layer on the GPU.
 
-    A graph with a fault wrapped around an op, or with attention that does not read rotated keys, runs op by
-    op in decode too: those wraps see exact-length arrays, as on the CPU.
+    A graph with a fault wrapped around attention or what it reads runs op by op in decode too: those wraps
+    see exact-length arrays, as on the CPU.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class CudaRunner:
         self.graph, self.weights, self.device = graph, weights, device
         self.dtype, self.wanted, self.max_tokens = numpy_dtype(dtype), frozenset(wanted), max_tokens
         self._groups = group_ops(graph.ops)
-        self._fused = all(op.kind != "attention" for group in self._groups for op in group if len(group) == 1)
+        self._captured = all(_is_captured(graph, op) for op in graph.ops if op.kind == "attention")
         self._last_use = {key: i for i, group in enumerate(self._groups) for op in group for key in op.inputs}
         self._inputs = device.empty((3,), np.int32)  # token id, position, kv_len of a decode step
         self._kv_len = device.empty((1,), np.int32)
@@ -54,7 +54,7 @@ class CudaRunner:
         """Feed `ids` [token]; returns the last token's logits [1, vocab]."""
         body = (
             self._decode_step
-            if step.n_tokens == 1 and step.phase == "decode" and self._fused
+            if step.n_tokens == 1 and step.phase == "decode" and self._captured
             else self._eager
         )
         return self.device.run(lambda: body(step, ids, sink))
@@ -110,8 +110,8 @@ class CudaRunner:
         self, group: tuple[Op, ...], live: dict[Key, Array], keys: int | None, kv_len: Array, out: Allocate
     ) -> dict[Key, Array]:
         """Run a group; `keys` is the length of the cache in use, None where only the GPU knows (`kv_len`)."""
-        if len(group) == 3 and group[2].kind == "attention":
-            return self._rotate_and_attend(group, live, keys, kv_len, out)
+        if group[-1].kind == "attention" and not group[-1].wraps:
+            return self._attend(group, live, keys, kv_len, out)
         if len(group) > 1:
             return self._multiply(group, live, out)
         return self._single(group[0], live, keys, out)
@@ -125,35 +125,48 @@ class CudaRunner:
         results = linear.cuda_many(x, weights, biases, out=flat)
         return {op.out: _in_heads(y, op.params.get("heads")) for op, y in zip(group, results, strict=True)}
 
-    def _rotate_and_attend(
+    def _attend(
         self, group: tuple[Op, ...], live: dict[Key, Array], keys: int | None, kv_len: Array, out: Allocate
     ) -> dict[Key, Array]:
-        rotate_q, rotate_k, attend = group
-        q, k, v = live[rotate_q.inputs[0]], live[rotate_k.inputs[0]], live[attend.inputs[2]]
-        cache = (self._cache(rotate_k.out, k), self._cache(attend.inputs[2], v))
-        factors = [self.weights.weight(name) for name in rotate_q.weights]
+        """Attention, and before it the rotations of q and k where they are in the group."""
+        *rotations, attend = group
+        made: dict[Key, Array] = {}
+        if rotations:
+            made = self._rotate(rotations, live, attend.inputs[2], kv_len, out)
+        q, k, v = ((live | made)[key] for key in attend.inputs)
+        cache = self._cache(attend.inputs[1], k), self._cache(attend.inputs[2], v)
+        if not rotations:
+            rope.cuda_append(k, v, cache=cache, kv_len=kv_len)
         sinks = [self.weights.weight(name) for name in attend.weights]
+        want = {key.name for key in attend.outputs if key in self.wanted and key != attend.out}
+        params = {**attend.params, "want": want}
+        if keys is None:
+            arrays = {name: out(Key(attend.out.layer, name)) for name in want}
+            arrays |= {"out": out(attend.out), "workspace": self._workspace(attend, q, cache[0])}
+            result = attention.cuda(q, *cache, *sinks, **params, kv_len=kv_len, out=arrays)
+        else:
+            result = attention.cuda(q, cache[0][:keys], cache[1][:keys], *sinks, **params)
+        return made | _named(attend, result)
+
+    def _rotate(
+        self, rotations: list[Op], live: dict[Key, Array], values: Key, kv_len: Array, out: Allocate
+    ) -> dict[Key, Array]:
+        """q and k rotated, k and `values` appended to the cache."""
+        rotate_q, rotate_k = rotations
+        q, k, v = live[rotate_q.inputs[0]], live[rotate_k.inputs[0]], live[values]
         q_place, k_place = out(rotate_q.out), out(rotate_k.out)
         q_rope, k_rope = rope.cuda_cached(
             q,
             k,
             v,
             live[POSITIONS],
-            *factors,
+            *(self.weights.weight(name) for name in rotate_q.weights),
             **rotate_q.params,
-            cache=cache,
+            cache=(self._cache(rotate_k.out, k), self._cache(values, v)),
             kv_len=kv_len,
             out=None if q_place is None else (q_place, k_place),
         )
-        want = {key.name for key in attend.outputs if key in self.wanted and key != attend.out}
-        params = {**attend.params, "want": want}
-        if keys is None:
-            arrays = {name: out(Key(attend.out.layer, name)) for name in want}
-            arrays |= {"out": out(attend.out), "workspace": self._workspace(attend, q, cache[0])}
-            result = attention.cuda(q_rope, *cache, *sinks, **params, kv_len=kv_len, out=arrays)
-        else:
-            result = attention.cuda(q_rope, cache[0][:keys], cache[1][:keys], *sinks, **params)
-        return {rotate_q.out: q_rope, rotate_k.out: k_rope, **_named(attend, result)}
+        return {rotate_q.out: q_rope, rotate_k.out: k_rope}
 
     def _single(self, op: Op, live: dict[Key, Array], keys: int | None, out: Allocate) -> dict[Key, Array]:
         inputs = [
@@ -255,6 +268,12 @@ class _Decode:
 def _own_dtype(key: Key) -> str:
     """The dtype of a tensor that has the same at every compute dtype."""
     return "float32" if key.name in FLOAT32 else NAMES[key.name].dtype if key.name in NAMES else ""
+
+
+def _is_captured(graph: Graph, attend: Op) -> bool:
+    """Whether attention can run in a captured graph: neither it nor what it reads is wrapped."""
+    producers = (graph.producer(key) for key in attend.inputs)
+    return not any(op.wraps for op in (attend, *producers) if op is not None)
 
 
 def group_ops(ops: list[Op]) -> list[tuple[Op, ...]]:

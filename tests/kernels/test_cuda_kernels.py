@@ -211,6 +211,24 @@ def test_rope_that_fills_the_cache(device, tokens, dtype):
         assert np.isnan(exact(cache[used:])).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 5, 129])
+def test_keys_without_positions_fill_the_cache_as_they_are(device, tokens, dtype):
+    kv_heads, dim, max_len, used = 3, 20, 140, tokens + 7
+    k, v = (draw(tokens, kv_heads, dim, dtype=dtype, seed=seed) for seed in (0, 1))
+
+    def compute():
+        cache = device.empty((max_len, kv_heads, dim), dtype), device.empty((max_len, kv_heads, dim), dtype)
+        kv_len = device.put(np.array([used], np.int32))
+        rope.cuda_append(device.put(k), device.put(v), cache=cache, kv_len=kv_len)
+        return cache
+
+    for cache, given in zip(device.run(compute), (k, v), strict=True):
+        assert np.array_equal(cache[7:used], given)
+        assert np.isnan(exact(cache[:7])).all()
+        assert np.isnan(exact(cache[used:])).all()
+
+
 def test_rope_refuses_what_it_cannot_rotate(device):
     x, positions = np.zeros((1, 1, 8), np.float32), np.zeros(1, np.int32)
     with pytest.raises(ValueError, match="cannot rotate 7 of 8"):

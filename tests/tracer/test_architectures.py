@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from agreement import check, check_against_llama_cpp, check_against_transformers, ours, run
 from architecture import ARCHITECTURES, CASES, TOKENS, Case
+from fake_device import FakeDevice
 from ggufs import write_gguf
 from recording import nrmse
 from tensortrace.tracer.architecture import build_graph, supported
@@ -101,6 +102,8 @@ def test_on_the_cuda_set(case: Case, model: Model, device: Any) -> None:
     """Decode included, which runs as a captured graph."""
     engine = cuda.Engine(build_graph(model, tile=5), model, device=device)
     check(run(engine, TOKENS), ours(model, TOKENS), 1e-5, ())
+    if isinstance(device, FakeDevice):
+        assert device.launches == 2  # of three decode steps the first is run plainly
 
 
 @pytest.mark.parametrize(
