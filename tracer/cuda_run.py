@@ -25,8 +25,8 @@ FLOAT32 = frozenset(attention.EXTRAS)  # softmax state is float32 at every compu
 class CudaRunner:
     """Runs a graph, keeping the KV cache [max_tokens, kv_head, dim] of each layer on the GPU.
 
-    A graph with a fault wrapped around attention or what it reads runs op by op in decode too: those wraps
-    see exact-length arrays, as on the CPU.
+    A graph with a fault wrapped around an op runs op by op in decode too: wraps see arrays of exact length,
+    and give new ones, as on the CPU.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class CudaRunner:
         self.graph, self.weights, self.device = graph, weights, device
         self.dtype, self.wanted, self.max_tokens = numpy_dtype(dtype), frozenset(wanted), max_tokens
         self._groups = group_ops(graph.ops)
-        self._captured = all(_is_captured(graph, op) for op in graph.ops if op.kind == "attention")
+        self._captured = not any(op.wraps for op in graph.ops)
         self._last_use = {key: i for i, group in enumerate(self._groups) for op in group for key in op.inputs}
         self._inputs = device.empty((3,), np.int32)  # token id, position, kv_len of a decode step
         self._kv_len = device.empty((1,), np.int32)
@@ -268,12 +268,6 @@ class _Decode:
 def _own_dtype(key: Key) -> str:
     """The dtype of a tensor that has the same at every compute dtype."""
     return "float32" if key.name in FLOAT32 else NAMES[key.name].dtype if key.name in NAMES else ""
-
-
-def _is_captured(graph: Graph, attend: Op) -> bool:
-    """Whether attention can run in a captured graph: neither it nor what it reads is wrapped."""
-    producers = (graph.producer(key) for key in attend.inputs)
-    return not any(op.wraps for op in (attend, *producers) if op is not None)
 
 
 def group_ops(ops: list[Op]) -> list[tuple[Op, ...]]:

@@ -88,7 +88,18 @@ def test_two_runs_agree_to_the_bit(tiny_model: Model, device: Any, tmp_path: Pat
     check(tmp_path / "a.h5", tmp_path / "b.h5", 0.0)
 
 
-@pytest.mark.parametrize("fault", ["gqa_map", "kv_slot", "softmax_no_max", "norm_plus_one", "rope_position"])
+FAULTS = [
+    "gqa_map",
+    "kv_slot",
+    "softmax_no_max",
+    "norm_plus_one",
+    "rope_position",
+    "norm_missing",
+    "logit_scale",
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_the_same_on_the_gpu(tiny_model: Model, device: Any, tmp_path: Path, fault: str) -> None:
     change = Injection.parse(fault).apply
     record_cuda(tiny_model, device, tmp_path / "cuda.h5", n_new=4, change=change)
