@@ -20,9 +20,20 @@ _HYPERPARAMETERS = {
     "head_dim": "attention.key_length",
 }
 
+# config.json's model_type of what a GGUF calls otherwise
+_ARCHITECTURES = {
+    "mistral": "llama",
+    "mixtral": "llama",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "gemma3_text": "gemma3",
+    "olmo3": "olmo2",
+    "gpt_oss": "gpt-oss",
+}
+
 
 class Checkpoint:
-    """The facts of a folder: `name`, `arch` (config.json's model_type), and `metadata` in GGUF's names."""
+    """The facts of a folder: `name`, and in GGUF's names `arch` (config.json's model_type) and `metadata`."""
 
     sha256 = ""  # of several files, and the format tells no order of them
 
@@ -31,7 +42,8 @@ class Checkpoint:
         config = _read_json(path / "config.json")
         if config is None:
             raise ModelError(f"{path} has no config.json: it is no Hugging Face folder")
-        self.arch = str(config.get("model_type", ""))
+        stated = str(config.get("model_type", ""))
+        self.arch = _ARCHITECTURES.get(stated, stated)
         known = {ours: config.get(theirs) for theirs, ours in _HYPERPARAMETERS.items()}
         self.metadata: dict[str, Any] = {
             f"{self.arch}.{name}": n for name, n in known.items() if isinstance(n, int)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from architecture import ARCHITECTURES
 from commands import run
 from ggufs import CHAT_TEMPLATE, MERGES, vocabulary
 from recording import distances, record_trace
@@ -52,6 +53,18 @@ def test_a_folder_is_recorded_as_the_gguf_of_it(folder: Path, tiny: Path, tmp_pa
         assert ours.header.prompt == "that is the"
         assert max(distances(ours, gguf, "q scores resid_out logits").values()) <= 1e-5
     assert run("compare", tmp_path / "hf.h5", tmp_path / "gguf.h5").code == 0
+
+
+@pytest.mark.parametrize(
+    ("model_type", "arch"),
+    [
+        *((entry.model_type, arch) for arch, entry in ARCHITECTURES.items()),
+        *(("mistral", "llama"), ("mixtral", "llama"), ("olmo3", "olmo2"), ("unheard_of", "unheard_of")),
+    ],
+)
+def test_a_folder_is_of_the_architecture_of_its_gguf(model_type: str, arch: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}), "utf-8")
+    assert Checkpoint(tmp_path).arch == arch
 
 
 @pytest.mark.torch
