@@ -190,7 +190,8 @@ def record_module(
 
     `outputs` and `inputs` map paths of submodules (`encoder.*.attn.to_q`; `*` stands for one part, and a
     number there is the layer) to the names to record them by.  Without them the standard places of a
-    transformers decoder are taken, Q and K as transformers orders them.  UserError where a pattern matches
+    transformers decoder are taken, Q and K as transformers orders them; what goes on inside experts shows
+    where the model was loaded with `experts_implementation="eager"`.  UserError where a pattern matches
     nothing.
 
         with Recorder("a.h5", heads=8) as rec, record_module(model, rec, {"blocks.*.to_q": "q"}):

@@ -395,6 +395,18 @@ def test_silent_on_llama_cpp_with_every_architecture(case: Case, tmp_path: Path)
     assert (found.verdict, found.coverage["only_a"]) == ("rounding", 0)
 
 
+@pytest.mark.torch
+@every_case
+def test_silent_on_transformers_with_every_architecture(case: Case, tmp_path: Path) -> None:
+    import transformers_models
+    from tensortrace.tracer.engines.torch import Engine
+
+    model = Model(write_gguf(tmp_path / "m.gguf", case.arch, **case.shape))
+    engine = Engine(build_graph(model), transformers_models.save(model, tmp_path / "folder"))
+    found = verify(record_engine(engine, model, tmp_path / "t.h5", TOKENS[:-3], n_new=4), model)
+    assert (found.verdict, found.coverage["only_a"]) == ("rounding", 0)
+
+
 @pytest.mark.parametrize(("arch", "fault"), ARCHITECTURE_FAULTS)
 def test_faults_in_every_architecture(arch: str, fault: str, tmp_path: Path) -> None:
     case = next(case for case in CASES if case.arch == arch)
