@@ -48,9 +48,10 @@ class CudaDevice:
         self.name = properties["name"].decode()
         self.compute = self._cupy.cuda.Stream(non_blocking=True)
         self._copies = self._cupy.cuda.Stream(non_blocking=True)
-        self._free = buffer_bytes
+        self._free = self._buffer_bytes = buffer_bytes
         self._room = threading.Condition()
-        self._leaving: deque[tuple[Any, Array]] = deque()  # events, and the arrays copied until then
+        # events, and what is copied until then: CuPy would lend memory again that a copy still writes to
+        self._leaving: deque[tuple[Any, Array, np.ndarray]] = deque()
         self._leaving_bytes = 0
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -88,7 +89,7 @@ class CudaDevice:
             self._copies.ptr,
         )
         done = self._copies.record()
-        self._leaving.append((done, array))
+        self._leaving.append((done, array, host))
         self._leaving_bytes += array.nbytes
         return Fetch(host, done, self._give_back)
 
@@ -98,7 +99,7 @@ class CudaDevice:
         Others are kept whether or not they have arrived, so that the memory in use depends on no timing.
         """
         while self._leaving_bytes > LEAVING_BYTES:
-            done, array = self._leaving.popleft()
+            done, array, _ = self._leaving.popleft()
             done.synchronize()
             self._leaving_bytes -= array.nbytes
 
@@ -130,6 +131,11 @@ class CudaDevice:
                 f"{self.name} is out of memory ({error}): record fewer tensors or tokens, feed the prompt in "
                 "--chunk pieces, or use --engine cpu"
             ) from None
+
+    @property
+    def on_their_way(self) -> int:
+        """Bytes that were fetched and not released yet."""
+        return self._buffer_bytes - self._free
 
     def trim(self) -> None:
         """Give back what CuPy holds and no array uses."""

@@ -21,6 +21,12 @@ class Pending(Protocol):
     def release(self) -> None: ...
 
 
+def let_go(array: np.ndarray | Pending) -> None:
+    """Give back the buffer of what is not needed any more."""
+    if isinstance(array, Pending):
+        array.release()
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a tensor lies in a block: byte offset, shape (as its row in the trace) and dtype."""

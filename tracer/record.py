@@ -14,7 +14,7 @@ from . import stats
 from .errors import UserError
 from .format import Header, Step, TensorSpec, plan_steps
 from .names import Key
-from .packed import Pending, Places, unpack
+from .packed import Pending, Places, let_go, unpack
 from .repack import shorten
 from .sampling import Sampler, Sampling
 from .selection import Selection
@@ -145,8 +145,10 @@ class Sink:
         if key not in self._summarized:
             self._writer.write(self._step.index, key, array)
             return
-        for made, values in stats.summarize(self._summarized[key], np.asarray(array)).items():
-            self._writer.write(self._step.index, made, values)
+        values = array if isinstance(array, np.ndarray) else np.array(array)
+        let_go(array)
+        for made, figures in stats.summarize(self._summarized[key], values).items():
+            self._writer.write(self._step.index, made, figures)
 
     def packed(self, block: Pending, places: Places) -> None:
         """All tensors of a decode step side by side, each shaped as its row in the trace."""

@@ -22,7 +22,7 @@ from .errors import TraceError
 from .format import ROW_AXES, Header, Step, TensorSpec, numpy_dtype
 from .layout import Layout
 from .names import Key
-from .packed import Pending, Places
+from .packed import Pending, Places, let_go
 from .stage import Stage, as_stored, padded
 from .structure import PIECE_BYTES, create
 
@@ -84,6 +84,7 @@ class TraceWriter:
     def write(self, step: int, key: Key, array: np.ndarray | Pending) -> None:
         """Record `array`, shaped as the tensor's axes say, all tokens of the step included."""
         if key not in self.tensors or not self._counts[step]:
+            let_go(array)
             return
         if self._decodes[step]:
             self._keep(step, key, array)
@@ -95,6 +96,8 @@ class TraceWriter:
         """Record a whole decode step that lies in one block; `places` are the same in every step."""
         if self._counts[step]:
             self._put(self._keep_block, step, block, places, nbytes=block.nbytes)
+        else:
+            let_go(block)
 
     def write_recorded(self, step: int, key: Key, array: np.ndarray) -> None:
         """Record `array` that holds just the step's recorded rows already (of another trace)."""
@@ -158,10 +161,9 @@ class TraceWriter:
     # ---- gathering decode steps
 
     def _keep(self, step: int, key: Key, array: np.ndarray | Pending) -> None:
-        if not isinstance(array, np.ndarray):
-            pending, array = array, np.array(array)
-            pending.release()
-        self._stage.keep(step, key, array)
+        values = array if isinstance(array, np.ndarray) else np.array(array)
+        self._stage.keep(step, key, values)
+        let_go(array)
 
     def _hand_over(self) -> None:
         """Have what was gathered written, and the steps that have ended marked."""
@@ -193,8 +195,7 @@ class TraceWriter:
             axis = next((i for i, axis in enumerate(self.tensors[key].axes) if axis in ROW_AXES), None)
             values = values if axis is None else np.take(values, self.rows(step), axis)
         self._store(step, key, values)
-        if not isinstance(array, np.ndarray):
-            array.release()
+        let_go(array)
 
     def _store(self, step: int, key: Key, array: np.ndarray) -> None:
         spec = self.tensors[key]

@@ -122,6 +122,7 @@ def test_what_is_asked_for_is_recorded(
     tiny_model: Model, device: Any, tmp_path: Path, request_: dict[str, Any]
 ) -> None:
     record_cuda(tiny_model, device, tmp_path / "cuda.h5", **request_)
+    assert not device.on_their_way
     record_trace(tiny_model, tmp_path / "cpu.h5", **request_)
     with Trace(tmp_path / "cuda.h5") as cuda, Trace(tmp_path / "cpu.h5") as cpu:
         assert set(cuda.tensors) == set(cpu.tensors)
@@ -130,6 +131,19 @@ def test_what_is_asked_for_is_recorded(
                 if cpu.has(key, step.index) and not key.name.endswith(".hist"):
                     a, b = cuda.read(key, step.index), cpu.read(key, step.index)
                     np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.gpu
+def test_a_copy_that_nobody_waits_for_writes_into_no_other_memory() -> None:
+    device, ones = CudaDevice(), np.ones(1 << 20, np.float32)
+    source = device.upload(ones)
+
+    def upload_while_copying() -> bool:
+        for _ in range(8):
+            device.fetch(source).release()
+        return bool((device.upload(0 * ones) == 0).all())
+
+    assert all(device.run(upload_while_copying) for _ in range(50))
 
 
 def test_a_full_disk_ends_the_run_and_not_in_a_wait(
