@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from causes import TILE
+from faults.judging import TILE
 from ggufs import write_gguf
 from recording import header, record_trace
 from tensortrace.analyze.compare import compare
