@@ -108,7 +108,7 @@ class Op(NamedTuple):
     """
 
     key: Key
-    sides: tuple[Precision, Precision]
+    sides: tuple[Precision, ...]
     inputs: list[tuple[Key, Error]]
     terms: int
     position: np.ndarray

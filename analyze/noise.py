@@ -55,7 +55,7 @@ class Noise:
         self._specs = {base_name(key): spec for key, spec in (a.specs | b.specs).items()}
         self._dtypes = [(a.specs[key].dtype, b.specs[key].dtype) for key in self.keys]
         self._wiring = Wiring(a.specs, b.specs, _layers(b.trace.header))
-        self._sides = (Precision.of(a.trace.header), Precision.of(b.trace.header))
+        self._sides = tuple((Precision.of(side.trace.header), side.specs) for side in (a, b))
         self._positions = np.array([step.kv_len - 1 for step in a.steps], float)
         self._spread = 1 + np.array([step.n_tokens for step in a.steps], float) ** -0.5
         self._nrmse, self._rows, self._rms = measured.nrmse, measured.row_nrmse, measured.rms_b
@@ -192,7 +192,8 @@ class Noise:
         for _, error in inputs:
             tainted = tainted | error.tainted
         terms = self._terms(key, kind)
-        op = Op(key, self._sides, inputs, terms, self._positions, self._spread, rms, self._scale(key, terms))
+        sides = tuple(precision.at(key, specs.get(key)) for precision, specs in self._sides)
+        op = Op(key, sides, inputs, terms, self._positions, self._spread, rms, self._scale(key, terms))
         return list(growth.RULES[kind](op)), tainted
 
     def _error(self, key: Key, depth: int = 0) -> Error:

@@ -11,12 +11,13 @@ of the tensor (as NRMSE is) and upper ends: typical ones are a quarter to a tent
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
 
-from ..tracer.format import Header, numpy_dtype
+from ..tracer.format import Header, TensorSpec, numpy_dtype
+from ..tracer.names import Key
 
 UNIT = {  # largest relative error of rounding to nearest
     "float64": 2.0**-53,
@@ -30,16 +31,21 @@ UNIT = {  # largest relative error of rounding to nearest
 F32 = UNIT["float32"]
 QUANTISED = 8e-3  # activations in 32 signed bytes and a scale (ggml): off by 4e-3 of their RMS on average
 OPERANDS = 6.0
+GELU = ("gemma", "gpt2")  # architectures whose activation it is
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Unit roundoffs of one engine: matrix products with weights, attention, everything else."""
+    """Unit roundoffs of one engine: matrix products with weights, attention, everything else.
+
+    `table` says that its activation is one that ggml looks up, where no trace of it tells.
+    """
 
     product: float
     attention: float
     other: float
     says: str
+    table: bool = False
 
     @classmethod
     def of(cls, header: Header) -> "Precision":
@@ -55,7 +61,14 @@ class Precision:
         product = QUANTISED if activation == "q8" else UNIT.get(names.get(activation, ""), other)
         attention = max(other, _cache(header)) if ggml else other
         says = "8-bit activations" if activation == "q8" else header.compute_dtype or "float32"
-        return cls(product, attention, other, says)
+        return cls(product, attention, other, says, ggml and header.architecture.startswith(GELU))
+
+    def at(self, key: Key, spec: TensorSpec | None) -> "Precision":
+        """That of one tensor: ggml looks GELU up in a table of float16, as the trace says, or the model."""
+        stated = spec is not None and spec.conventions.get("activation_type") == "F16"
+        if key.name != "act" or not (stated or (spec is None and self.table)):
+            return self
+        return replace(self, other=max(self.other, UNIT["float16"]), says="a table in float16")
 
 
 def _cache(header: Header) -> float:
