@@ -114,6 +114,8 @@ def _alike(one: Any, other: Any) -> bool:
     """Whether two values are one: those that were fitted differ by noise."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=ALIKE)
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.shape == other.shape and np.allclose(one, other, rtol=ALIKE, atol=0)
     return str(one) == str(other)
 
 
@@ -122,6 +124,8 @@ def _evidence(who: str, replay: Replay, hypothesis: Hypothesis, op: Op, layers: 
     where = f" in {_ranges(layers)} (of {of})" if layers else ""
     said = f"{who}: " * bool(who) + f"{hypothesis} explains {hypothesis.explained:.4%} of the "
     said += f"difference in {hypothesis.key.name}{where}"
+    if hypothesis.phase:
+        said += f", in {hypothesis.phase} steps alone"
     if hypothesis.places != (op.out.name,):
         said += f", if it is in {', '.join(hypothesis.places)}"
     if hypothesis.equals:

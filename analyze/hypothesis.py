@@ -38,7 +38,7 @@ class Hypothesis:
     """One cause tried on ops of one step: `explained` is 1 where nothing of the difference in `key` remains.
 
     `places` are the names of the ops changed; `equals` the ids of causes that explain as much and are as
-    stiff.
+    stiff; `phase` the one that alone has the fault, where the other has not.
     """
 
     cause: Cause
@@ -50,6 +50,7 @@ class Hypothesis:
     remaining: float = 0.0
     freedom: int = 0
     equals: tuple[str, ...] = ()
+    phase: str = ""
 
     def __str__(self) -> str:
         return f"{self.cause.id}{self.cause.says(self.value)}"
@@ -100,7 +101,8 @@ def layers_explained(replay: Replay, hypothesis: Hypothesis) -> list[int]:
         if op.out.layer is None or key not in op.outputs or not replay.trace.has(key, hypothesis.step):
             continue
         tests = _Tests(Segment(replay, op, hypothesis.step), key, 0.0)
-        places = [each for each in tests.segment.ops if each.out.name in hypothesis.places]
+        named = (each for each in tests.segment.ops if each.out.name in hypothesis.places)
+        places = [each for each in named if hypothesis.cause.applies(each)]  # layers are of several kinds
         tried = tests.tried(hypothesis.cause, places, hypothesis.value) if tests.is_off else None
         if tried is not None and tried.explained >= EXPLAINS:
             layers.append(op.out.layer)
@@ -194,18 +196,32 @@ class _Tests:
         return best if tried is None or tried.remaining >= best.remaining else tried
 
     def _with_neighbours(self, best: Hypothesis, places: Sequence[Op]) -> Hypothesis:
-        """The remainder in the steps next to it counts too: a fault may be one of decode steps only."""
+        """The remainder in the steps next to it counts too: a fault may be one of decode steps only.
+
+        Kernels differ by phase, so a hypothesis is free to be one of this phase alone, at a price.
+        """
+        phase = self._phase(self.segment.step)
         targets: list[At] = [
             target for step in self.segment.neighbours() for target in self.segment.targets(step)
         ]
         if not targets:
             return best
+        alike = np.array([self._phase(step) == phase for _, step in targets])
         try:
             changed = self._changed(best.cause, places, best.value)
-            left = self.segment.off(changed, targets)
+            left, right = (self.segment.off(ops, targets) for ops in (changed, {}))
         except (NotRecorded, UserError, ValueError, IndexError):
             return best
-        return replace(best, remaining=float(np.hypot(best.remaining, np.sqrt(np.sum(left**2)))))
+        alone = np.where(alike, left, right)
+        all_steps, one_phase = (
+            float(np.hypot(best.remaining, np.sqrt(np.sum(off**2)))) for off in (left, alone)
+        )
+        if all_steps <= max(ALIKE * one_phase, SAME, self.limit):
+            return replace(best, remaining=all_steps)
+        return replace(best, remaining=one_phase, freedom=best.freedom + FITTED, phase=phase)
+
+    def _phase(self, step: int) -> str:
+        return self.segment.replay.trace.steps[step].phase
 
 
 def _values(compute: Callable[[Case], Iterable[Value]], case: Case) -> list[Value]:
