@@ -40,17 +40,36 @@ def rotated(x: np.ndarray, angles: np.ndarray, pairing: str) -> np.ndarray:
 
 
 def recorded_frequencies(case: "Case") -> np.ndarray | None:
-    """The frequency of each pair [pair], rad/position, from the row of the lowest position above 0.
+    """The frequency of each pair [pair], rad/position, from the rows of ever higher positions.
 
-    Exact while that row was turned by less than pi; None where the op's output was not recorded.
+    The lowest position above 0 gives it exactly while that row was turned by less than pi, the next ones give
+    further digits; None where the op's output was not recorded.
     """
     recorded, params = case.recorded(), case.op.params
     if recorded is None:
         return None
     x, positions = case.inputs[:2]
-    row = int(np.argmin(np.where(positions > 0, positions, np.iinfo(np.int64).max)))
     first, second = pair_slices(params["dims"], params["pairing"])
-    turn = (recorded[row][:, first] + 1j * recorded[row][:, second]) * (
-        x[row][:, first] - 1j * x[row][:, second]
-    )
-    return np.angle(turn.sum(0)) / max(int(positions[row]), 1)  # the heads of a pair turn together
+    turns = (recorded[..., first] + 1j * recorded[..., second]) * (x[..., first] - 1j * x[..., second])
+    found = np.zeros(turns.shape[-1])
+    for row in np.argsort(positions)[(positions == 0).sum() :]:
+        turn = turns[row].sum(0)  # the heads of a pair turn together
+        found += np.angle(turn * np.exp(-1j * found * positions[row])) / positions[row]
+    return found
+
+
+def recorded_position(case: "Case", furthest: int) -> int | None:
+    """The position below `furthest` that turns the first row's pairs most as they were recorded."""
+    recorded = case.recorded()
+    if recorded is None:
+        return None
+    x, params = case.inputs[0][:1], case.op.params
+    first, second = pair_slices(params["dims"], params["pairing"])
+    row = case.op.compute()
+    turn = (recorded[:1, :, first] + 1j * recorded[:1, :, second]).ravel()
+    operands = [case.weight(index) for index in range(len(case.op.weights))]
+    off = []
+    for position in range(furthest):
+        made = row(x, np.array([position]), *operands, **params)
+        off.append(np.abs((made[..., first] + 1j * made[..., second]).ravel() - turn).sum())
+    return int(np.argmin(off))

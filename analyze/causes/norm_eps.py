@@ -33,7 +33,10 @@ class NormEps(Cause):
         y = case.recorded()
         if y is None:
             return []
-        x, gain = case.inputs[0], case.weight()
+        gain = case.weight()
+        x, y = (array.reshape(-1, gain.size) for array in (case.inputs[0], y))  # or over all heads
+        if case.op.kind == "layer_norm":
+            x, y = x - x.mean(-1, keepdims=True), y - case.weight(1)
         mean_square = (x * x).mean(-1)
         weighted = np.abs(x * gain)
         largest = weighted.argmax(-1)[..., None]  # the best known element of each row

@@ -1,9 +1,7 @@
 import re
 
-import numpy as np
-
-from ...kernels.rope import pair_slices
 from ..cause import Cause, with_inputs
+from ..rotation import recorded_position
 
 FORM = re.compile(r"restart|doubled|(decode|all)?([+-]?\d+)")
 FURTHEST = 4096
@@ -51,19 +49,10 @@ class RopePosition(Cause):
 
     def fit(self, case):
         """The position that turns the first row's pairs as they were recorded."""
-        recorded = case.recorded()
-        if recorded is None:
+        start = int(case.inputs[1][0])
+        found = recorded_position(case, min(FURTHEST, 4 * (start + 64)))
+        if found in (None, start):
             return []
-        x, positions, params = case.inputs[0][:1], case.inputs[1][:1], case.op.params
-        first, second = pair_slices(params["dims"], params["pairing"])
-        row = case.op.compute()
-        turn = (recorded[:1, :, first] + 1j * recorded[:1, :, second]).ravel()
-        tried = np.arange(min(FURTHEST, 4 * (int(positions[0]) + 64)))
-        operands = [case.weight(index) for index in range(len(case.op.weights))]
-        off = []
-        for position in tried:
-            made = row(x, np.array([position]), *operands, **params)
-            off.append(np.abs((made[..., first] + 1j * made[..., second]).ravel() - turn).sum())
-        shift = int(tried[int(np.argmin(off))]) - int(positions[0])
+        shift = found - start
         kinds = ("decode", "all") if len(case.inputs[1]) == 1 else ("all",)
-        return [f"{kind}{shift:+d}" for kind in kinds] if shift else []
+        return [f"{kind}{shift:+d}" for kind in kinds]

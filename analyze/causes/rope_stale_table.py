@@ -1,6 +1,7 @@
 import numpy as np
 
 from ..cause import Cause, with_inputs
+from ..rotation import recorded_position
 
 
 class RopeStaleTable(Cause):
@@ -25,10 +26,13 @@ class RopeStaleTable(Cause):
         return []
 
     def fit(self, case):
-        """The position before the first row that is wrong."""
-        recorded = case.recorded()
+        """The position before the first row that is wrong; of a single row the one that it was turned by."""
+        recorded, positions = case.recorded(), case.inputs[1]
         if recorded is None:
             return []
+        if len(recorded) == 1:
+            found = recorded_position(case, int(positions[0])) if positions[0] else None
+            return [] if found is None else [float(found)]
         off = np.linalg.norm((recorded - case.right()).reshape(len(recorded), -1), axis=1)
         wrong = np.flatnonzero(off > 0.02 * off.max())
-        return [float(case.inputs[1][wrong[0]] - 1)] if len(wrong) and case.inputs[1][wrong[0]] else []
+        return [float(positions[wrong[0]] - 1)] if len(wrong) and positions[wrong[0]] else []
