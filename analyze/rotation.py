@@ -1,7 +1,7 @@
 """Rotary embedding with its angles changed: for causes that are not a parameter of the kernel."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,24 +15,26 @@ if TYPE_CHECKING:
 Angles = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def with_angles(change: Angles) -> Callable[[Compute], Compute]:
-    """A wrap of RoPE that rotates by `change(positions, frequencies)`."""
+def with_angles(change: Angles, table: Any = None) -> Callable[[Compute], Compute]:
+    """A wrap of RoPE that rotates by `change(positions, frequencies)`; `table` is the type of cos and sin."""
 
     def wrap(compute: Compute) -> Compute:
         def rotate(x, positions, *factors, base, dims, pairing, **scaling):
             known = {name: scaling[name] for name in ("scale", "ramp") if name in scaling}
             freqs = inverse_frequencies(dims, base, *factors[:1], **known)
-            return rotated(x, change(positions, freqs), pairing) * x.dtype.type(scaling.get("magnitude", 1.0))
+            turned = rotated(x, change(positions, freqs), pairing, table)
+            return turned * x.dtype.type(scaling.get("magnitude", 1.0))
 
         return rotate
 
     return wrap
 
 
-def rotated(x: np.ndarray, angles: np.ndarray, pairing: str) -> np.ndarray:
+def rotated(x: np.ndarray, angles: np.ndarray, pairing: str, table: Any = None) -> np.ndarray:
     """x [token, head, dim] with its first pairs turned by angles [token, pair], in radians."""
     first, second = pair_slices(2 * angles.shape[1], pairing)
-    cos, sin = (part.astype(x.dtype)[:, None, :] for part in (np.cos(angles), np.sin(angles)))
+    kept = (part.astype(table or x.dtype) for part in (np.cos(angles), np.sin(angles)))
+    cos, sin = (part.astype(x.dtype)[:, None, :] for part in kept)
     out = x.copy()
     out[..., first] = x[..., first] * cos - x[..., second] * sin
     out[..., second] = x[..., first] * sin + x[..., second] * cos

@@ -6,7 +6,7 @@ TOKENS = 32  # thresholds between so many of the largest
 
 
 class ActOverflow(Cause):
-    """The activation overflows to NaN where its input is large: beyond `value` in size.
+    """The activation overflows to NaN where its input is large: beyond `value` in size, or on one side.
 
     tanh or exp of a large gate in 16 or 32 bits (llama.cpp#5243 in a shader, llm-scaler#484).
     """
@@ -21,8 +21,10 @@ class ActOverflow(Cause):
         return op.kind == "glu"
 
     def change(self, op, value, model):
+        low, high = value if isinstance(value, np.ndarray) else (-value, value)
+
         def overflow(out, gate, up):
-            out[np.abs(gate) > value] = np.nan
+            out[(gate < low) | (gate > high)] = np.nan
             return out
 
         return op.wrapped(with_output(overflow))
@@ -37,11 +39,23 @@ class ActOverflow(Cause):
             gate = np.abs(case.inputs[0])
             tops = np.sort(gate.reshape(len(gate), -1).max(-1))  # experts have an axis of their own
             return [*((tops[1:] + tops[:-1]) / 2)[-TOKENS:].tolist(), float(tops[0] / 2)]
-        gate, bad = np.abs(case.inputs[0]), np.isnan(recorded)
+        bad = np.isnan(recorded)
         if not bad.any():
             return []
-        below = gate[~bad & (gate < gate[bad].min())]
-        return [float((gate[bad].min() + below.max(initial=0)) / 2)]
+        low, high = (_edge(sign * case.inputs[0], bad) for sign in (-1, 1))
+        return [_edge(np.abs(case.inputs[0]), bad), np.array([-low, high])]
 
     def says(self, value):
-        return f" (beyond {value:.6g})"
+        if not isinstance(value, np.ndarray):
+            return f" (beyond {value:.6g})"
+        sides = [f"{word} {edge:.6g}" for word, edge in zip(("below", "above"), value) if np.isfinite(edge)]
+        return f" ({' and '.join(sides)})"
+
+
+def _edge(gate, bad):
+    """Between the smallest gate above 0 that gave NaN and the largest that did not; infinite without one."""
+    wrong = gate[bad & (gate > 0)]
+    if not wrong.size:
+        return np.inf
+    below = gate[~bad & (gate < wrong.min())]
+    return float((wrong.min() + below.max(initial=0)) / 2)

@@ -31,7 +31,7 @@ class AttnSoftcap(Cause):
         """Around the largest score seen, and from how much is missing of those that are small against it."""
         recorded = case.recorded("scores")
         if recorded is None:
-            return [1.0, 4.0, 16.0]
+            return [2.0**power for power in range(7)]
         right = case.right("scores")
         both = np.isfinite(recorded) & np.isfinite(right)
         a, b = recorded[both], right[both]

@@ -17,11 +17,15 @@ class NormAxis(Cause):
     quiet = ("norm_mean@attn_norm", "norm_plus_one")
 
     def applies(self, op):
-        return op.kind == "rms_norm" and op.out.name not in ("q_norm", "k_norm")
+        return op.kind == "rms_norm"
 
     def change(self, op, value, model):
+        if value == "all" and op.out.name in ("q_norm", "k_norm"):
+            return op  # qk_norm_axis
+
         def wrap(compute):
-            def wrong(x, *gain, eps, **params):
+            def wrong(given, gain, *, eps):
+                x = given.reshape(len(given), -1, gain.size)  # a gain may span all heads
                 squares = x * x
                 mean = {
                     "all": lambda: squares.mean(),
@@ -29,7 +33,7 @@ class NormAxis(Cause):
                     "sum": lambda: squares.sum(-1, keepdims=True),
                 }[value]()
                 normed = (x / np.sqrt(mean + eps)).astype(x.dtype)
-                return normed * gain[0] if gain else normed
+                return (normed * gain).reshape(given.shape)
 
             return wrong
 

@@ -2,6 +2,8 @@ import numpy as np
 
 from ..cause import Cause
 
+WIDEST = 8  # keys too many or too few that are tried where neither scores nor probs were recorded
+
 
 class SwaWidth(Cause):
     """The sliding window is `value` keys too wide (or too narrow).
@@ -30,4 +32,6 @@ class SwaWidth(Cause):
         """The widest support of a row."""
         seen = case.recorded("scores")
         seen = np.isfinite(seen) if seen is not None else case.recorded("probs")
-        return [] if seen is None else [float((seen > 0).sum(-1).max() - case.op.params["window"])]
+        if seen is None:
+            return [float(shift) for shift in range(-WIDEST, WIDEST + 1) if -shift < case.op.params["window"]]
+        return [float((seen > 0).sum(-1).max() - case.op.params["window"])]

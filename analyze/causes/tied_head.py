@@ -20,7 +20,7 @@ class TiedHead(Cause):
     quiet = ("logit_scale", "tile_tail@logits=16")
 
     def applies(self, op):
-        return op.kind == "linear" and op.out.name == "logits"
+        return op.kind == "linear" and op.out.name in ("logits", "raw_logits")
 
     def change(self, op, value, model):
         if value == "empty":

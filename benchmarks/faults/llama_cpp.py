@@ -8,17 +8,16 @@ is which.  The files of `altered/` hold the faults by theme; a fault names the a
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from architecture import ARCHITECTURES
+from faults import models
 from faults.judging import NEW, TILE, TOKENS, Result, judge
-from faults.own import grouped
-from ggufs import Weights, write_gguf
+from ggufs import Weights
 from recording import header, record_trace
 from tensortrace.tracer.architecture import build_graph
 from tensortrace.tracer.engines import llama_cpp as engine
@@ -36,7 +35,7 @@ class Fault:
     """One way to go wrong: ids that name it, tensors that the faulty ops compute, and what is altered.
 
     `on` lists architectures, or one of their shapes as in llama/yarn.  `change` gives the weights that are
-    other in some layers; `without` are the ends of names of weights that are left out; `options` are of
+    other in some layers; `without` are weights that are left out; `options` are of
     llama_context_params; `flash` uses flash attention, which shows nothing of its inside.
     """
 
@@ -82,8 +81,7 @@ class _Bench:
         right = self._right(place)
         layers = right.hparam("block_count")
         where = [layers // 2] if middle else list(range(layers))
-        path = self._folder / "altered.gguf"
-        altered = Model(_write(path, place, fault, where))
+        altered = Model(models.write(self._folder, place, partial(_altered, fault, where), "altered"))
         ours = self._folder / "ours.h5"
         ours.unlink(missing_ok=True)
         with ExitStack() as stack:
@@ -98,7 +96,7 @@ class _Bench:
             )
 
     def _write(self, place: str) -> Model:
-        return Model(_write(self._folder / f"{place.replace('/', '-')}.gguf", place, None, []))
+        return Model(models.write(self._folder, place))
 
     def _record(self, place: str) -> Trace:
         path = self._folder / f"{place.replace('/', '-')}.h5"
@@ -109,22 +107,16 @@ class _Bench:
 IDS = np.random.default_rng(2).integers(97, 250, TOKENS).tolist()
 
 
-def _write(path: Path, place: str, fault: Fault | None, where: list[int]) -> Path:
-    """A small model of three layers or more: as it should be, or altered."""
-    arch, _, name = place.partition("/")
-    shapes = ARCHITECTURES[arch].shapes
-    shape = dict(shapes[name] if name else grouped(shapes)[1])
-    shape["layers"] = max(3, shape.get("layers", 0))
-    if fault is not None:
-        before = shape.get("change", lambda weights: weights)
-        shape["change"] = lambda weights: _altered(fault, before(weights), where)
-        shape["metadata"] = {**shape.get("metadata", {}), **fault.metadata}
-    return write_gguf(path, arch, **shape)
+def _altered(fault: Fault, where: list[int], shape: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of write_gguf for a file with the fault in it."""
+    before = shape.get("change", lambda weights: weights)
 
+    def change(weights: Weights) -> Weights:
+        right = before(weights)
+        made = {**right, **(fault.change(right, where) if fault.change else {})}
+        return {name: array for name, array in made.items() if name not in fault.without}
 
-def _altered(fault: Fault, weights: Weights, where: list[int]) -> Weights:
-    made = {**weights, **(fault.change(weights, where) if fault.change else {})}
-    return {name: values for name, values in made.items() if not name.endswith(fault.without or ("/",))}
+    return shape | {"change": change, "metadata": {**shape.get("metadata", {}), **fault.metadata}}
 
 
 def misled(stack: ExitStack, fault: Fault) -> None:

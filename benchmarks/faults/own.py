@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import zoo
-from architecture import ARCHITECTURES, Shapes
+from architecture import ARCHITECTURES
+from faults import models
 from faults.judging import TILE, Result, judge
 from faults.runs import MODES, PHASES, Elsewhere, Mode, Runs, turn
-from ggufs import write_gguf
 from recording import record_trace
 from tensortrace.analyze.cause import Cause, Injection, causes
 from tensortrace.tracer.architecture import build_graph
@@ -93,21 +93,13 @@ def _of_architecture(folder: Path, quick: bool, arch: str) -> list[Result]:
     """Every case of every cause that can be in it: in one of four places and one of three phases in turn."""
     folder = folder / arch
     folder.mkdir()
-    name, shape = grouped(ARCHITECTURES[arch].shapes)
-    layers = max(3, shape.get("layers", 0))
-    model = Model(write_gguf(folder / f"{name}.gguf", arch, **shape | {"layers": layers}))
-    runs, found = Runs(model, folder), []
+    model = Model(models.write(folder, arch))
+    runs, found, layers = Runs(model, folder), [], model.hparam("block_count")
     places = {"first": "0", "middle": str(layers // 2), "last": str(layers - 1), "": ""}
     for cause in _injectable():
         for text in dict.fromkeys(in_layer(text, "") for text in cause.fires[: 1 if quick else None]):
             found += _placed(runs, arch, text, places)
     return found
-
-
-def grouped(shapes: Shapes) -> tuple[str, dict]:
-    """The first shape with several query heads to each of several KV heads, or just the first."""
-    able = (item for item in shapes.items() if 1 < item[1].get("kv_heads", 2) < item[1].get("heads", 4))
-    return next(able, next(iter(shapes.items())))
 
 
 def _placed(runs: Runs, arch: str, text: str, places: dict[str, str]) -> Iterator[Result]:

@@ -73,10 +73,8 @@ def misread(w: np.ndarray) -> np.ndarray:
 
 
 def nibbles(w: np.ndarray) -> np.ndarray:
-    """Blocks of 32 with what should be the halves as neighbours; what is left over as it is."""
-    whole = w.shape[1] // 32 * 32
-    blocks = w[:, :whole].reshape(-1, 2, 16).transpose(0, 2, 1).reshape(len(w), whole)
-    return np.concatenate([blocks, w[:, whole:]], 1)
+    """Blocks of 32 with what should be the halves as neighbours."""
+    return w.reshape(-1, 2, 16).swapaxes(1, 2).reshape(w.shape)
 
 
 def without_tail(columns: int) -> Turn:
@@ -97,9 +95,9 @@ for name, ids, out, role, turn, on in (
     ("o_misread", "weight_transposed", "attn_out", "attn_output.weight", misread, "llama gemma2 gemma3"),
     ("o_transposed", "weight_transposed", "attn_out", "attn_output.weight", np.transpose, "qwen2 olmo2"),
     ("down_misread", "weight_transposed", "ffn_out", "ffn_down.weight", misread, "qwen2 granite phi3"),
-    ("up_nibbles", "dequant_layout", "up", "ffn_up.weight", nibbles, "llama qwen2 gemma2"),
-    ("v_nibbles", "dequant_layout", "v", "attn_v.weight", nibbles, "llama qwen2"),
-    ("down_nibbles", "dequant_layout", "ffn_out", "ffn_down.weight", nibbles, "llama qwen3 olmo2 phi3 gpt2"),
+    ("up_nibbles", "dequant_layout", "up", "ffn_up.weight", nibbles, "llama gemma2"),
+    ("v_nibbles", "dequant_layout", "v", "attn_v.weight", nibbles, "llama gemma3"),
+    ("down_nibbles", "dequant_layout", "ffn_out", "ffn_down.weight", nibbles, "llama qwen3 olmo2 phi3"),
     ("down_tail_lost", "tile_tail", "ffn_out", "ffn_down.weight", without_tail(8), "llama gemma2 phi3 gpt2"),
     ("o_tail_lost", "tile_tail", "attn_out", "attn_output.weight", without_tail(20), "llama qwen3"),
     ("up_of_rank_0", "tp_shard", "up", "ffn_up.weight", first_rank, "llama qwen2 gemma3"),
@@ -150,7 +148,7 @@ for factor in (96**0.5, 0.25):
     add(f"embedding_times_{factor:.3g}", "embed_scale", "embd", "llama qwen2 granite", change=change)
 change = top("token_embd.weight", lambda w: np.roll(w, -1, 0))
 add("embedding_of_next_id", "embed_offset", "embd", "llama qwen2", change=change)
-add("head_is_embedding", "tied_head", "logits", "llama qwen3 granite", without=("output.weight",))
+add("head_is_embedding", "tied_head", "logits raw_logits", "llama qwen3 granite", without=("output.weight",))
 add("head_empty", "tied_head", "logits", "llama olmo2", change=top("output.weight", np.zeros_like))
 add("head_padded", "vocab_pad", "logits", "llama", change=top("output.weight", padded))
 no_sinks = each("attn_sinks.weight", lambda w: np.full_like(w, -1e4))
