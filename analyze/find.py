@@ -18,12 +18,14 @@ from ..tracer.names import Key
 from ..tracer.trace import Trace
 from .compare import Comparison
 from .established import established
-from .findings import UNKNOWN, Finding
+from .findings import UNKNOWN, Finding, Place
 from .hypothesis import Hypothesis, Search, layers_explained, search
 from .noise import DIVERGED, INHERITED
 from .pattern import describe
+from .pretokens import cut_otherwise
 from .replay import NotRecorded, Replay
 from .samples import sample_of
+from .tokens import TOKENS
 from .verify import Verification, verify
 
 LISTED = 3  # causes told of one op
@@ -154,6 +156,8 @@ def name_causes(comparison: Comparison, a: Trace, b: Trace, model: Model) -> Com
 
     Says which side is at fault, and why; `added_a` and `added_b` are the errors that each side's ops add.
     """
+    if comparison.verdict == "incomparable":
+        return _cut_otherwise(comparison, a, b, model)
     if comparison.first is None or comparison.noise is None:
         return comparison
     status = comparison.noise.status
@@ -168,6 +172,20 @@ def name_causes(comparison: Comparison, a: Trace, b: Trace, model: Model) -> Com
     found = [finding for who, side in sides.items() for finding in causes_of(side, who)]
     added = [_by_our_steps(comparison, side) for side in sides.values()]
     return replace(_with(comparison, found, told), added_a=added[0], added_b=added[1])
+
+
+def _cut_otherwise(comparison: Comparison, a: Trace, b: Trace, model: Model) -> Comparison:
+    """Where the two were fed other tokens of one text: which side's are not the model's."""
+    told = (cut_otherwise(trace, model, who) for trace, who in ((a, "ours"), (b, "the reference")))
+    found = [finding for finding in told if finding is not None]
+    if not found:
+        return comparison
+    sentence = f"the two parted before the model ran: {found[0].evidence}"
+    evidence = [finding.evidence for finding in found]
+    first = Place(0, None, TOKENS, "tokenizer")
+    return replace(
+        comparison, verdict="diverged", sentence=sentence, first=first, evidence=evidence, causes=found
+    )
 
 
 def _arbitration(comparison: Comparison, sides: dict[str, Verification]) -> str:
