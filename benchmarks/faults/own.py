@@ -110,7 +110,7 @@ def _placed(runs: Runs, arch: str, text: str, places: dict[str, str]) -> Iterato
     for place in (PLACES[at], ""):
         for when in dict.fromkeys((phase, "")):
             try:
-                yield runs.tried(f"own, {arch}: {mode.name}", in_layer(text, places[place]), mode, when)
+                yield runs.tried(f"own: {arch}", in_layer(text, places[place]), mode, when)
             except Elsewhere:
                 continue
             return

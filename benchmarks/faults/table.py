@@ -37,7 +37,9 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"{len(causes())} causes; made by `python benchmarks/causes.py`. Shares are of the faults that "
         f"change the logits by more than {ROUNDING:g}; *told together*: among causes that explain as much "
-        "and cannot be told apart from what was recorded.",
+        "and cannot be told apart from what was recorded.  On an architecture each case of each cause is "
+        "tried once, in one of four places (first, middle, last, all layers), of three phases (prefill, "
+        "decode, both) and of two precisions in turn; what it has no operation for is left out.",
         "",
         "| faults | number | detected | first op right | cause first | or told together | in first three |",
         "|---|--:|--:|--:|--:|--:|--:|",
@@ -47,6 +49,8 @@ def markdown(report: dict[str, Any]) -> str:
         shares = (row[name] for name in ("detected", "first op", "top-1", "top-1 or told together", "top-3"))
         cells = (f"{100 * share / max(count, 1):.1f}%" for share in shares)
         lines.append(f"| {row['group']} | {count} | {' | '.join(cells)} |")
+    hidden = sum(not result.shows for result in results)
+    lines += ["", f"{hidden} faults more were tried that leave the logits as they are."]
     if healthy := report.get("healthy", {}).get("found"):
         lines += ["", f"Healthy pairs: {healthy['pairs']}, false alarms: {len(healthy['alarms'])}.", ""]
         lines += [f"- {name}: {count} pairs" for name, count in healthy["kinds"].items()]

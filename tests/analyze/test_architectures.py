@@ -17,6 +17,16 @@ from tensortrace.tracer.graph import Op
 from tensortrace.tracer.trace import Trace
 
 FAULTS = [(arch, fault) for arch, entry in ARCHITECTURES.items() for fault in entry.faults]
+FAULTS += [  # of what few architectures have
+    ("gemma2", "swa_width"),
+    ("gemma3", "swa_width=-2"),
+    ("gemma2", "logit_softcap=5"),
+    ("gemma2", "logit_softcap=0"),
+    ("gpt2", "norm_eps=1e-3"),
+    ("olmo2", "norm_eps@q_norm=0.02"),
+    ("olmo2", "norm_axis@k_norm=sum"),
+    ("qwen3", "norm_missing@q_norm=undivided"),
+]
 
 
 @pytest.mark.parametrize(("arch", "fault"), FAULTS)
@@ -52,7 +62,11 @@ def test_llama_cpps_own_ops_reproduce_what_they_recorded(case: Case, tmp_path: P
             for step in trace.steps
         }
         wrong = {key: error for key, error in judged.items() if error > limit(replay.graph.producer(key[0]))}
+        record_trace(model, tmp_path / "ours.h5", TOKENS[:-3], n_new=4)
+        with Trace(tmp_path / "ours.h5") as ours:
+            compared = [compare(a, b) for a, b in ((ours, trace), (trace, ours))]
     assert not wrong
+    assert [found.sentence for found in compared if found.exit_code] == []
     assert len(judged) >= 4 * 2 * 12
 
 
