@@ -35,8 +35,8 @@ class Fault:
     """One way to go wrong: ids that name it, tensors that the faulty ops compute, and what is altered.
 
     `on` lists architectures, or one of their shapes as in llama/yarn.  `change` gives the weights that are
-    other in some layers; `without` are weights that are left out; `options` are of
-    llama_context_params; `flash` uses flash attention, which shows nothing of its inside.
+    other in some layers; `without` are weights that are left out; `options` are of llama_context_params;
+    `flash` uses flash attention, which shows nothing of its inside.
     """
 
     ids: set[str]

@@ -25,11 +25,12 @@ PLACES = ("first", "middle", "last", "")
 
 def own(folder: Path, quick: bool) -> Iterator[Result]:
     """Every case of every cause on models made for them, on SmolLM2, and on each architecture."""
-    yield from _made_for(folder, quick)
-    if not quick:
-        yield from _on_smollm2(folder)
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for results in pool.map(partial(_of_architecture, folder, quick), ARCHITECTURES):
+        meanwhile = pool.map(partial(_of_architecture, folder, quick), ARCHITECTURES)
+        yield from _made_for(folder, quick)
+        if not quick:
+            yield from _on_smollm2(folder)
+        for results in meanwhile:
             yield from results
 
 
