@@ -28,6 +28,7 @@ from . import roundoff
 from .roundoff import F32, UNIT, Precision
 
 SLACK = 3.0  # errors add up in unlucky ways, and kernels round more than once
+UNLUCKY = 2.0  # where one run with rounding stands for all
 PEAK = 4.0  # the largest error of many over their RMS
 TIE = 4.0  # units of rounding by which two scores of one router may change places
 LARGEST = 10.0  # errors of scores above this need no telling apart
@@ -49,16 +50,26 @@ class Allowance:
     # ---- what a file lost of a tensor
 
     def lost(self, key: Key, values: np.ndarray) -> np.ndarray | None:
-        """How far each element may be off in the file; None where it holds what the engine had."""
+        """How far each element is off in the file, in RMS; None where it holds what the engine had.
+
+        Rounding to nearest is off by half the spacing of numbers at most, and by 1/sqrt(3) of that in RMS.
+        """
         spec = self._trace.tensors.get(key)
         if spec is None:
             return None
         unit, printed = UNIT.get(spec.dtype, 0.0), spec.conventions.get("rounding", 0.0)
-        if unit <= self._computed:
+        if not self.is_lossy(key):
             return np.full_like(values, printed) if printed else None
         spacing = float(ml_dtypes.finfo(numpy_dtype(spec.dtype)).smallest_subnormal)
-        with np.errstate(invalid="ignore"):
-            return np.nan_to_num(unit * np.abs(values), posinf=0.0) + (spacing + printed)
+        exponents = np.frexp(np.where(np.isfinite(values), values, 0.0))[1]
+        half = np.maximum(np.ldexp(unit, exponents - 1), spacing / 2)  # of the distance of two numbers
+        count = values.size // max(len(values), 1) if values.ndim > 1 else 1
+        return half * roundoff.usual(count) + printed
+
+    def is_lossy(self, key: Key) -> bool:
+        """Whether a tensor is stored in a type that holds less than the engine's own."""
+        spec = self._trace.tensors.get(key)
+        return spec is not None and UNIT.get(spec.dtype, 0.0) > self._computed
 
     def _lost2(self, key: Key, values: np.ndarray) -> np.ndarray | float:
         lost = self.lost(key, values)
@@ -123,12 +134,13 @@ class Allowance:
         if op.kind == "top_k":
             return np.where(self._near_ties(op, inputs[0]).any(1), np.inf, noise)
         with np.errstate(all="ignore"):
-            off = [self._off(op, name, x) for name, x in zip(op.inputs, inputs)]
-            if all(moved is x for moved, x in zip(off, inputs)):
-                return noise
-            again = op.compute()(*off, *weights, **op.params)
-            apart = length(key, (again[key.name] if isinstance(again, dict) else again) - y)
-        return np.hypot(noise, apart if op.kind in EXACT else np.hypot(apart, np.median(apart)))
+            for index, (name, x) in enumerate(zip(op.inputs, inputs)):
+                if (moved := self._off(op, name, x)) is x:
+                    continue
+                again = op.compute()(*inputs[:index], moved, *inputs[index + 1 :], *weights, **op.params)
+                apart = length(key, (again[key.name] if isinstance(again, dict) else again) - y)
+                noise = np.hypot(noise, apart if op.kind in EXACT else np.hypot(apart, np.median(apart)))
+        return noise
 
     def _off(self, op: Op, key: Key, x: np.ndarray) -> np.ndarray:
         """An input off by what its storage lost, and by its own rounding where the op may enlarge that."""
@@ -142,7 +154,8 @@ class Allowance:
         """Which of the first k entries, largest first, might change places with the next one [token, k]."""
         largest = -np.sort(-x, axis=-1)[:, : op.params["k"] + 1]
         lost = self.lost(op.inputs[0], x)
-        off = TIE * self.precision.other * np.abs(largest[:, :-1]) + (0 if lost is None else 2 * lost.max())
+        off = TIE * self.precision.other * np.abs(largest[:, :-1])
+        off += 0 if lost is None else TIE * lost.max()
         return largest[:, :-1] - largest[:, 1:] <= off
 
     def own(self, op: Op, inputs: Sequence[np.ndarray]) -> np.ndarray | float:
@@ -159,7 +172,7 @@ class Allowance:
     # ---- attention
 
     def _attention(self, op: Op, inputs: Sequence[np.ndarray], results: Arrays) -> dict[Key, np.ndarray]:
-        q, k, v = inputs[:3]
+        q, k, v = (np.where(np.isfinite(array), array, 0.0) for array in inputs[:3])  # one NaN is no excuse
         layer, rows, keys = op.out.layer, q.shape[0], len(k)
         heads = np.arange(q.shape[1]) // (q.shape[1] // k.shape[1])
         positions = np.arange(keys - rows, keys)
@@ -204,9 +217,7 @@ class Allowance:
         return np.sqrt(error + 2 * self.precision.other**2 * sizes)
 
     def _relative_loss(self, key: Key) -> float:
-        spec = self._trace.tensors.get(key)
-        unit = 0.0 if spec is None else UNIT.get(spec.dtype, 0.0)
-        return unit if unit > self._computed else 0.0
+        return UNIT[self._trace.tensors[key].dtype] / 3**0.5 if self.is_lossy(key) else 0.0
 
     # ---- several ops replayed as one
 
@@ -222,9 +233,12 @@ class Allowance:
             if x.dtype.kind != "f":
                 yield x
                 continue
-            lost = self.lost(key, x) if recorded[index] else None
-            moved = x if lost is None else x + lost * signs(x.shape)
-            yield self._as_operand(op, moved, inputs)
+            yield self._as_operand(op, self.moved(key, x) if recorded[index] else x, inputs)
+
+    def moved(self, key: Key, x: np.ndarray) -> np.ndarray:
+        """A recorded input off by what its file may have lost of it."""
+        lost = self.lost(key, x)
+        return x if lost is None else x + UNLUCKY * lost * signs(x.shape)
 
     def _as_operand(self, op: Op, x: np.ndarray, inputs: Sequence[np.ndarray]) -> np.ndarray:
         if self._is_product(op):

@@ -19,7 +19,7 @@ from ..tracer.trace import Trace
 from .compare import Comparison
 from .established import established
 from .findings import UNKNOWN, Finding, Place
-from .hypothesis import Hypothesis, Search, layers_explained, search
+from .hypothesis import EXPLAINS, Hypothesis, Search, layers_explained, search
 from .noise import DIVERGED, INHERITED
 from .pattern import describe
 from .pretokens import cut_otherwise
@@ -88,9 +88,11 @@ def causes_of(found: Verification, who: str = "") -> list[Finding]:
 def _searched(found: Verification, replay: Replay, key: Key, step: int) -> Search | None:
     if not replay.trace.has(key, step):
         return None  # of a log: it shows some values only
-    limit = float(found.judged.noise[found.keys.index(key), step])
+    op = found.op(key)
+    known = {name: found.keys.index(name) for name in op.outputs if name in found.keys}
+    limits = {name: float(found.judged.noise[index, step]) for name, index in known.items()}
     try:
-        return search(replay, found.op(key), step, key, limit)
+        return search(replay, op, step, key, limits)
     except NotRecorded:
         return None
 
@@ -128,6 +130,8 @@ def _evidence(who: str, replay: Replay, hypothesis: Hypothesis, op: Op, layers: 
     said += f"difference in {hypothesis.key.name}{where}"
     if hypothesis.phase:
         said += f", in {hypothesis.phase} steps alone"
+    if hypothesis.explained < EXPLAINS:
+        said += f", and leaves what rounding does (e^{hypothesis.gain:.0f} times as likely as no fault)"
     if hypothesis.places != (op.out.name,):
         said += f", if it is in {', '.join(hypothesis.places)}"
     if hypothesis.equals:
@@ -163,7 +167,10 @@ def name_causes(comparison: Comparison, a: Trace, b: Trace, model: Model) -> Com
     status = comparison.noise.status
     apart = [key for key, row in zip(comparison.alignment.keys, status) if (row >= INHERITED).any()]
     try:
-        sides = {"ours": verify(a, model, targets=apart), "the reference": verify(b, model, targets=apart)}
+        pairs = {"ours": a, "the reference": b}
+        sides = {
+            who: verify(side, model, targets=_targets(comparison, apart, side)) for who, side in pairs.items()
+        }
     except UserError as error:
         if isinstance(error, TraceError):
             raise
@@ -186,6 +193,11 @@ def _cut_otherwise(comparison: Comparison, a: Trace, b: Trace, model: Model) -> 
     return replace(
         comparison, verdict="diverged", sentence=sentence, first=first, evidence=evidence, causes=found
     )
+
+
+def _targets(comparison: Comparison, apart: list[Key], trace: Trace) -> list[Key]:
+    """What is to be verified of one side: where the two differ, and what the other did not record."""
+    return [*apart, *(key for key in trace.tensors if key not in comparison.alignment.index)]
 
 
 def _arbitration(comparison: Comparison, sides: dict[str, Verification]) -> str:

@@ -3,6 +3,8 @@
 Tensors of other shapes, or that show some of their values only, are as if they had not been recorded.
 """
 
+from functools import cached_property
+
 import numpy as np
 
 from ..tracer.format import TensorSpec
@@ -10,6 +12,7 @@ from ..tracer.graph import Graph
 from ..tracer.names import Key
 from ..tracer.plan import tensor_specs
 from ..tracer.trace import Trace
+from .clipped import is_clipped, largest, unclipped
 from .partial import is_partial
 
 PAIRED = ("q", "k", "q_norm", "k_norm", "q_rope", "k_rope")  # in the order in which RoPE pairs elements
@@ -26,6 +29,15 @@ class Fitted(Trace):
         found = ((key, self._misfit(key)) for key in self.specs if key in trace.tensors)
         self.misfits = {key: why for key, why in found if why}
         self.whole = {key for key in self.specs if key in trace.tensors and self._is_whole(key)}
+
+    @cached_property
+    def clipped(self) -> set[Key]:
+        """Tensors some of whose numbers the file could not hold: ops can't read them as recorded."""
+        return {key for key in self.whole if is_clipped(self, key)}
+
+    def unclipped(self, key: Key, recorded: np.ndarray, computed: np.ndarray) -> np.ndarray:
+        """What was recorded, with what is computed in place of such numbers."""
+        return unclipped(recorded, computed, largest(self.tensors[key], self.header.compute_dtype))
 
     def _misfit(self, key: Key) -> str:
         ours, spec = self.tensors[key], self.specs[key]

@@ -14,15 +14,22 @@ from .metrics import Measured, give_back
 from .recompute import Recompute, Result
 
 FEW = 2.0  # some elements of a row may be off by this much more than all of them
+TYPICAL = 0.4  # of what storing may put a row off by at most: half of many rows are off by less
+MANY = 8  # rows
 PADDING = {"scores": -np.inf, "probs": 0.0}  # what keys that no query of a block sees must hold
 
 
 class Outcome(NamedTuple):
-    """A block's figures by step, the largest error of a row over what is allowed, and what is, squared."""
+    """A block's figures by step, the largest error of a row over what is allowed, and what is, squared.
+
+    `rows` is how many there are, `high` how many of them have more than TYPICAL of what is allowed.
+    """
 
     measures: Measures
     excess: np.ndarray
     allowed: np.ndarray
+    rows: np.ndarray
+    high: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -42,23 +49,28 @@ class Judge:
         self._index = {key: i for i, key in enumerate(recompute.keys)}
         shape = len(recompute.keys), len(recompute.trace.steps)
         self._measured = Measured.empty(*shape)
-        self._excess, self._allowed = np.zeros(shape), np.zeros(shape)
+        self._excess, self._allowed, self._rows, self._high = (np.zeros(shape) for _ in range(4))
         self._local = threading.local()
 
     def __call__(self, result: Result) -> list[Outcome]:
         return [self._measure(piece, noise, result.key) for piece, noise in self._pieces(result)]
 
     def add(self, outcomes: list[Outcome]) -> None:
-        for measures, excess, allowed in outcomes:
-            tensor, steps, _ = measures
-            self._measured.add([measures])
-            self._excess[tensor, steps] = np.maximum(self._excess[tensor, steps], excess)
-            self._allowed[tensor, steps] += allowed
+        for each in outcomes:
+            tensor, steps, _ = each.measures
+            self._measured.add([each.measures])
+            self._excess[tensor, steps] = np.maximum(self._excess[tensor, steps], each.excess)
+            self._allowed[tensor, steps] += each.allowed
+            self._rows[tensor, steps] += each.rows
+            self._high[tensor, steps] += each.high
 
     def judged(self) -> Judged:
         with np.errstate(divide="ignore", invalid="ignore"):
             noise = np.sqrt(self._allowed / self._measured.total("bb"))
-        return Judged(self._measured, self._excess, np.where(self._measured.compared, noise, np.nan))
+        lossy = np.array([self._recompute.allowance.is_lossy(key) for key in self._index], bool)
+        most = lossy[:, None] & (self._rows >= MANY) & (self._high > self._rows / 2)
+        excess = np.where(most, np.maximum(self._excess, 1 / TYPICAL), self._excess)
+        return Judged(self._measured, excess, np.where(self._measured.compared, noise, np.nan))
 
     def _measure(self, piece: Piece, noise: np.ndarray, key: Key) -> Outcome:
         if not hasattr(self._local, "space"):
@@ -71,9 +83,10 @@ class Judge:
         both = Figures(np.zeros_like(figures.table))
         both["max_abs"] = np.where(bad | np.isnan(excess), np.inf, excess)
         both["dd"] = noise * noise
+        both["count"], both["bb"] = 1, excess > TYPICAL
         _, _, table = by_step(piece, both)
         found = Figures(table)
-        return Outcome(by_step(piece, figures), found["max_abs"], found["dd"])
+        return Outcome(by_step(piece, figures), *(found[name] for name in ("max_abs", "dd", "count", "bb")))
 
     # ---- what was recorded, beside what was recomputed
 
@@ -92,6 +105,7 @@ class Judge:
         if not written.all():
             at = np.flatnonzero(written)
             piece, noise = cut(piece, at), noise[at]
+        piece = piece._replace(a=self._recompute.unclipped(key, piece.a, piece.b))
         if piece.a.size:
             yield self._without_gaps(key, piece, noise)
 

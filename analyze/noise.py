@@ -143,7 +143,8 @@ class Noise:
     def _stored(self, index: int) -> Part:
         ours, theirs = self._dtypes[index]
         with np.errstate(invalid="ignore"):
-            amount = np.hypot(*(roundoff.storage(dtype, self._rms[index]) for dtype in (ours, theirs)))
+            rms, count = self._rms[index], self._measured.total("count")[index]
+            amount = np.hypot(*(roundoff.storage(dtype, rms, count) for dtype in (ours, theirs)))
         return Part(f"stored as {ours} and {theirs}", amount, amount)
 
     def _statistic(self, index: int, key: Key, parts: list[Part]) -> list[Part]:

@@ -81,7 +81,8 @@ class Recompute:
         if trace.tokens.max() >= vocabulary:
             raise UserError(f"{trace.path} has token id {trace.tokens.max()}, the model {vocabulary} tokens")
         known = [key for key in self.graph.outputs if key in trace.tensors]
-        self._complete = {key for key in known if key in self._fitted.whole and self._is_complete(key)}
+        readable = self._fitted.whole - self._fitted.clipped
+        self._complete = {key for key in known if key in readable and self._is_complete(key)}
         wanted = [key for key in known if key not in self.misfits]
         self.keys = [key for key in wanted if targets is None or key in targets]
         self._needed = self._find_needed()
@@ -216,11 +217,20 @@ class Recompute:
                     again = {op.out: self.allowance.swapped(op, inputs[0], off[0], made[op.out])}
                 noise = {key: self._apart(key, targets[key], again[key]) for key in targets}
                 if kept is not None:
-                    kept.exact[span.rows], kept.rounded[span.rows] = made[op.out], again[op.out]
+                    self._keep(kept, op.out, span.rows, made[op.out], again[op.out])
             return [look(Result(key, span, array, noise[key])) for key, array in targets.items()]
 
         for found in pool.map(work, spans):
             yield from found
+
+    def _keep(self, kept: Passed, key: Key, rows: slice, exact: np.ndarray, rounded: np.ndarray) -> None:
+        """What is passed on; of a tensor that was recorded only what its file could not hold."""
+        if key in self._fitted.clipped and self._is_complete(key):
+            recorded = self.recorded(key, rows).astype(np.float64)
+            lost = np.isinf(recorded)
+            exact = self._fitted.unclipped(key, recorded, exact)
+            rounded = np.where(lost & np.isfinite(exact), rounded, self.allowance.moved(key, recorded))
+        kept.exact[rows], kept.rounded[rows] = exact, rounded
 
     def _in_step(self, op: Op, span: Span) -> Op:
         """LongRoPE goes by the last position of the step, which may lie in a later block."""
@@ -264,6 +274,10 @@ class Recompute:
                 found.append(recorded.astype(np.float64) if recorded.dtype.kind not in "iu" else recorded)
                 give_back(recorded)
         return found
+
+    def unclipped(self, key: Key, recorded: np.ndarray, computed: np.ndarray) -> np.ndarray:
+        """What was recorded, with what is computed where the file could not hold it."""
+        return self._fitted.unclipped(key, recorded, computed)
 
     def recorded(self, key: Key, rows: slice) -> np.ndarray:
         """Rows of a token-first tensor as recorded, shaped and ordered as the model has it."""

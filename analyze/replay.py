@@ -36,7 +36,7 @@ class Replay:
 
     def __init__(self, trace: Trace, model: Model):
         self.model, self.graph = model, graph_of(trace, model)
-        self.trace: Trace = Fitted(trace, self.graph)
+        self.trace = Fitted(trace, self.graph)
         self._weights: dict[str, np.ndarray] = {}
 
     def compute(self, op: Op, step: int) -> dict[Key, np.ndarray]:
@@ -62,14 +62,21 @@ class Replay:
             return self.trace.tokens[rows]
         if key == POSITIONS:
             return rows
-        if self.trace.has(key, step):
-            return self.trace.read(key, step).astype(np.float64)
         producer = self.graph.producer(key)
+        if self.trace.has(key, step):
+            recorded = self.trace.read(key, step).astype(np.float64)
+            if key not in self.trace.clipped or producer is None:
+                return recorded
+            return self.trace.unclipped(key, recorded, self.compute(producer, step)[key])
         if producer is None:
             raise NotRecorded(
                 f"{self.trace.path}: {key} is neither recorded nor computed by this architecture"
             )
         return self.compute(producer, step)[key]
+
+    def reads(self, key: Key, step: int) -> bool:
+        """Whether an op can read a tensor as it was recorded."""
+        return self.trace.has(key, step) and key not in self.trace.clipped
 
     def history(self, key: Key, step: int) -> np.ndarray:
         """The rows of all tokens up to a step (what a KV cache holds)."""

@@ -80,12 +80,19 @@ def _cache(header: Header) -> float:
     return QUANTISED * 2.0 ** (8 - bits) if bits else UNIT["bfloat16" if kind == "bf16" else "float16"]
 
 
-def storage(dtype: str, rms: np.ndarray) -> np.ndarray:
-    """Rounding to a stored type: u, and half the spacing of its smallest numbers where values are tiny."""
+def storage(dtype: str, rms: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Rounding `count` numbers of this RMS to a stored type, and those that are tiny to its smallest ones."""
     if dtype not in UNIT:
         return np.zeros_like(rms)
     spacing = float(ml_dtypes.finfo(numpy_dtype(dtype)).smallest_subnormal) / 2
-    return UNIT[dtype] + spacing / np.maximum(rms, spacing)
+    return usual(count) * (UNIT[dtype] + spacing / np.maximum(rms, spacing))
+
+
+def usual(count: np.ndarray | int) -> np.ndarray:
+    """The RMS of `count` errors of rounding to nearest, of the largest: 1/sqrt(3), but all of a few may be
+    large.
+    """
+    return np.minimum(1.0, (1 + 2 / np.sqrt(np.maximum(count, 1))) / 3**0.5)
 
 
 def product(unit: float, terms: int, spread: np.ndarray) -> np.ndarray:

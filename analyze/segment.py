@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..tracer.graph import POSITIONS, TOKENS, Op
-from ..tracer.names import Key
+from ..tracer.names import NAMES, Key
 from .blocks import MASKED
 from .replay import NotRecorded, Replay
 
 At = tuple[Key, int]  # a tensor of a step
+WRONG = 0.01  # of the largest error of a row: rows that are off by less are right
 CLASH = 3.0  # what a number in place of NaN, or a masked key in place of a score, counts as, in RMS
 
 
@@ -33,7 +34,7 @@ class Segment:
         while waiting:
             for key in waiting.pop().inputs:
                 producer = self.replay.graph.producer(key)
-                recorded = self.replay.trace.has(key, self.step)
+                recorded = self.replay.reads(key, self.step)
                 if producer is not None and not recorded and producer.out not in found:
                     found.add(producer.out)
                     waiting.append(producer)
@@ -43,11 +44,25 @@ class Segment:
         """The recorded outputs of the op."""
         return [(key, step) for key in self.op.outputs if self.replay.trace.has(key, step)]
 
+    def targets_of(self, ops: Iterable[Op]) -> list[At]:
+        """The recorded ones of the ops' outputs."""
+        return [(key, self.step) for op in ops for key in op.outputs if self.replay.trace.has(key, self.step)]
+
     def neighbours(self) -> list[int]:
         """The step before and the step after, where the op's outputs were recorded."""
         last = len(self.replay.trace.steps)
         near = (self.step - 1, self.step + 1)
         return [step for step in near if 0 <= step < last and self.targets(step)]
+
+    def siblings(self) -> list[At]:
+        """What else was recorded of the segment's ops, and of others that read what they compute."""
+        made = {each.out for each in self.ops if not self.replay.reads(each.out, self.step)}
+        ops = [*self.ops]
+        for op in self.replay.graph.ops:
+            if op.out not in made and made & {*op.inputs}:
+                ops.append(op)
+                made |= set() if self.replay.reads(op.out, self.step) else {op.out}
+        return self.targets_of(op for op in ops if op.out != self.op.out)
 
     def right(self, key: Key, step: int) -> np.ndarray:
         """A tensor as it should be, given what was recorded."""
@@ -69,7 +84,8 @@ class Segment:
             made = run.outputs(op, step)
             if key not in made:  # a fault need not say what becomes of every output
                 made = self._right.outputs(op, step)
-            found.append(distance(self.replay.trace.read(key, step), made[key]))
+            recorded = self.replay.trace.unclipped(key, self.replay.trace.read(key, step), made[key])
+            found.append(distance(recorded, made[key]))
         return np.array(found)
 
 
@@ -107,6 +123,21 @@ class Case:
         """A tensor of any step as recorded, or as it should be, given what was."""
         return self._segment.value(key, step)
 
+    def first_wrong(self) -> int:
+        """The first row [token] of the step at which what the segment gives is off; 0 where all are."""
+        for key, step in self._segment.targets(self.step):
+            axis = NAMES[key.name].axes.index("query" if "query" in NAMES[key.name].axes else "token")
+            recorded, right = (
+                self.replay.trace.read(key, step).astype(np.float64),
+                self._segment.right(key, step),
+            )
+            with np.errstate(invalid="ignore"):
+                off = np.abs(np.moveaxis(recorded - right, axis, 0).reshape(recorded.shape[axis], -1))
+            rows = np.nan_to_num(off).max(-1)
+            if rows.max() > 0:
+                return int(np.argmax(rows > WRONG * rows.max()))
+        return 0
+
     def weight(self, index: int = 0) -> np.ndarray:
         return self.model.weight(self.op.weights[index], np.float64)
 
@@ -121,26 +152,28 @@ class _Run:
 
     def _downstream(self) -> set[Key]:
         reached: set[Key] = set()
-        for op in self._segment.ops:
+        for op in self._replay.graph.ops:
             changed = self._changed.get(op.out, op)
             if changed is not op or any(self._made_by(key) in reached for key in changed.inputs):
                 reached.add(op.out)
         return reached
 
     def _made_by(self, key: Key) -> Key | None:
-        if self._replay.trace.has(key, self._segment.step):
+        if self._replay.reads(key, self._segment.step):
             return None
         producer = self._replay.graph.producer(key)
         return None if producer is None else producer.out
 
     def value(self, key: Key, step: int) -> np.ndarray:
         producer = self._replay.graph.producer(key)
-        if key in (TOKENS, POSITIONS) or producer is None or self._replay.trace.has(key, step):
+        if key in (TOKENS, POSITIONS) or producer is None or self._replay.reads(key, step):
             return self._replay.value(key, step)
-        return self.outputs(producer, step)[key]
+        made = self.outputs(producer, step)[key]
+        trace = self._replay.trace
+        return trace.unclipped(key, trace.read(key, step), made) if trace.has(key, step) else made
 
     def history(self, key: Key, step: int) -> np.ndarray:
-        if self._replay.trace.has(key, step):
+        if self._replay.reads(key, step):
             return self._replay.history(key, step)
         if len(self._replay.trace.rows(step)) < self._replay.trace.steps[step].n_tokens:
             raise NotRecorded(f"{self._replay.trace.path}: {key} is recorded for some tokens only")

@@ -2,6 +2,8 @@ import numpy as np
 
 from ..cause import Cause, with_inputs
 
+FURTHEST = 9  # offsets that are tried one by one where embd was not recorded
+
 
 class EmbedOffset(Cause):
     """The embedding row is not the token's: every id is off by `value`.
@@ -28,7 +30,7 @@ class EmbedOffset(Cause):
         """The table's row that is most like the first recorded one."""
         recorded = case.recorded()
         if recorded is None:
-            return []
+            return [float(sign * off) for off in range(2, FURTHEST) for sign in (1, -1)]
         table = case.weight()
         nearest = int(np.argmin(np.linalg.norm(table - recorded[0], axis=1)))
         return [float(nearest - int(case.inputs[0][0]))]

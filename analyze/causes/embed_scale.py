@@ -12,6 +12,7 @@ class EmbedScale(Cause):
     id = "embed_scale"
     fix = "multiply embedding rows by what the model says, once: sqrt(dim) for Gemma, 1 for Llama and Qwen"
     default = 8.0
+    continuous = True
     tell = "the first values of an embedding row and of the table's row"
     fires = ("embed_scale", "embed_scale=0.25")
     quiet = ("embed_offset", "dequant_layout@attn_out")

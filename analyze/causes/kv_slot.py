@@ -4,6 +4,7 @@ import numpy as np
 
 from ..cause import Cause, with_inputs
 
+FURTHEST = 17  # slots that are tried one by one where scores were not recorded
 FORM = re.compile(r"([kv]?)([+-]?\d+)")
 
 
@@ -42,7 +43,7 @@ class KvSlot(Cause):
         """The shift of columns that makes q·k the recorded scores."""
         recorded = case.recorded("scores")
         if recorded is None:
-            return []
+            return [f"{sign * shift}" for shift in range(3, FURTHEST) for sign in (1, -1)]
         q, k = case.inputs[:2]
         scores = np.einsum("qhd,khd->hqk", q, np.repeat(k, q.shape[1] // k.shape[1], 1))
         scores *= case.op.params["scale"]

@@ -54,7 +54,7 @@ class KvStale(Cause):
         """The columns of the scores that are wrong, and the key that would give them."""
         d = self._off(case)
         if d is None:
-            return [str(slot) for slot in range(min(len(case.inputs[1]), FURTHEST))]
+            return [*self._by_row(case)]
         off = np.sqrt((d**2).sum((0, 1)))
         wrong = np.flatnonzero(off > 0.02 * off.max())
         if not off.max() or len(wrong) != wrong[-1] - wrong[0] + 1:
@@ -63,6 +63,16 @@ class KvStale(Cause):
             return [f"{wrong[0]}-{wrong[-1]}"]
         slot, source = wrong[0], self._source(case, wrong[0])
         return [f"{slot}", f"k{slot}", *([] if source is None else [f"{slot}<{source}", f"k{slot}<{source}"])]
+
+    @staticmethod
+    def _by_row(case):
+        """The slot of the first row that is off, with every token before it; else every slot."""
+        keys = len(case.inputs[1])
+        first = case.first_wrong()
+        yield from map(str, range(min(keys, FURTHEST)))
+        if first:
+            slot = keys - len(case.inputs[0]) + first
+            yield from (f"{slot}<{source}" for source in range(min(slot, FURTHEST)))
 
     @staticmethod
     def _off(case):

@@ -13,6 +13,7 @@ class NormEps(Cause):
     id = "norm_eps"
     fix = "read epsilon from the model (attention.layer_norm_rms_epsilon)"
     default = 1e-6
+    continuous = True
     tell = "the norm's input and output in float32, or epsilon itself"
     fires = ("norm_eps=1e-3", "norm_eps@0,attn_norm=3e-5", "norm_eps@final_norm=0.02")
     quiet = ("norm_plus_one", "norm_gain@ffn_norm", "norm_precision=float16")

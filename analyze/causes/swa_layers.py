@@ -32,12 +32,11 @@ class SwaLayers(Cause):
         return sorted({float(window) for window in others if window})
 
     def fit(self, case):
-        """The widest support of a row, where the last row does not see all keys."""
+        """The widest support of a row, where the last row does not see all keys; or the first that is off."""
         seen = case.recorded("scores")
         seen = np.isfinite(seen) if seen is not None else case.recorded("probs")
         if seen is None:
-            keys = len(case.inputs[1])
-            return [float(2**n) for n in range(1, 12) if 2**n < keys]
+            return [float(first)] if (first := case.first_wrong()) else []
         widest = int((seen > 0).sum(-1).max())
         return [float(widest)] if widest < seen.shape[-1] else []
 

@@ -1,5 +1,7 @@
 from ..cause import Cause
 
+FURTHEST = 33  # elements that are tried one by one where the product was not recorded
+
 
 class TileTail(Cause):
     """The last elements of a sum are left out: what exceeds whole tiles (`value` elements) is never added.
@@ -38,7 +40,7 @@ class TileTail(Cause):
         """The tail whose product is nearest to what is missing: from the last elements on, one by one."""
         recorded = case.recorded()
         if recorded is None:
-            return []
+            return [float(count) for count in range(1, FURTHEST)]
         missing = (case.right() - recorded).reshape(len(recorded), -1)
         x, weight = case.inputs[0].reshape(len(recorded), -1), case.weight()
         tokens, best = slice(0, 8), (float("inf"), 0)

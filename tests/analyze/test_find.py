@@ -87,6 +87,40 @@ def test_with_few_tensors_recorded_the_segment_is_replayed(record_tiny: Record, 
     assert named.causes[0].id == "rope_pairing"
 
 
+HALF, REST = "embd,q,q_rope,probs,attn_out,ffn_norm,up,resid_out", "attn_norm,k,k_rope,scores,attn,gate,act"
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(HALF, None), (None, HALF), (HALF, REST), (REST, HALF)])
+@pytest.mark.parametrize(
+    "fault", ["rope_pairing@1", "attn_scale@1=0.3", "norm_eps@1=1e-3", "activation@1=relu"]
+)
+def test_half_of_the_tensors_on_one_side_or_another_half_on_either(
+    record_tiny: Record, tiny_model: Model, ours: str | None, theirs: str | None, fault: str
+) -> None:
+    """The logits are all that both sides always have."""
+    sides = [Selection(tensors=names and f"{names},logits") for names in (ours, theirs)]
+    faulty = record_tiny(selection=sides[0], change=Injection.parse(fault).apply)
+    for a, b in ((faulty, healthy := record_tiny(selection=sides[1])), (healthy, faulty)):
+        named = name_causes(compare(a, b), a, b, tiny_model)
+        assert named.first is not None
+        assert fault.partition("@")[0] in {named.causes[0].id, *named.causes[0].evidence.split()}
+        assert named.causes[0].layer in (1, None)
+        assert named.causes[0].evidence.startswith("ours" if a is faulty else "the reference")
+
+
+@pytest.mark.parametrize("fault", ["scores_fp16@1=bfloat16", "norm_eps@0=1e-3", "kv_dup@1"])
+def test_a_fault_not_much_larger_than_the_rounding_of_the_file(
+    record_tiny: Record, tiny_model: Model, fault: str
+) -> None:
+    """What is left is rounding, and so surely less that chance is no explanation."""
+    ours, reference = (
+        record_tiny(tuple(range(100, 124)), storage="float16", change=change)
+        for change in (Injection.parse(fault).apply, lambda graph: graph)
+    )
+    named = name_causes(compare(ours, reference), ours, reference, tiny_model)
+    assert named.causes[0].id == fault.partition("@")[0]
+
+
 def inject(*faults: str) -> Callable[[Graph], Graph]:
     def change(graph: Graph) -> Graph:
         for fault in faults:

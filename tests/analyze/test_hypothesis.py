@@ -77,6 +77,49 @@ def test_countable_values_are_found(
     assert (best.cause.id, best.value) == (Injection.parse(fault).cause.id, value)
 
 
+@pytest.mark.parametrize(
+    ("fault", "name", "kept", "value"),
+    [
+        ("norm_eps@attn_norm=3e-5", "q_rope", "q_rope,k_rope,scores,resid_out", 3e-5),
+        ("attn_scale@1=0.3", "attn", "attn_norm,k,k_rope,v,attn", 0.3),
+        ("rope_theta@1,k_rope=37000", "scores", "attn_norm,q_rope,scores,attn", 37000),
+        ("attn_sink@1=1.5", "attn", "q_rope,k_rope,v,attn", 1.5),
+        ("swa_layers@1=5", "attn", "q_rope,k_rope,v,attn", 5),
+        ("tile_tail@1,q=3", "q_rope", "attn_norm,q_rope", 3),
+        ("kv_slot@1=5", "attn", "q_rope,k_rope,v,attn", "5"),
+    ],
+)
+def test_values_are_found_where_the_faulty_tensor_was_not_recorded(
+    explained: Callable, fault: str, name: str, kept: str, value: float | str
+) -> None:
+    best = explained(fault, name, tensors=kept)
+    found = next(each for each in best if each.cause.id == Injection.parse(fault).cause.id)
+    assert found in best[:2]
+    assert found.value == (value if isinstance(value, str) else pytest.approx(value, rel=5e-3))
+    assert found.explained > 0.95
+
+
+@pytest.mark.parametrize(
+    "kept", ["v,attn_norm,resid_out", "q_rope,k_rope,scores,resid_out", "ffn_norm,logits"]
+)
+@pytest.mark.parametrize(("fault", "value"), [("embed_scale=0.25", 0.25), ("embed_offset=-3", -3)])
+def test_a_fault_of_the_embedding_is_found_further_on(
+    record_tiny: Record, tiny_model: Model, fault: str, value: float, kept: str
+) -> None:
+    change, selection = Injection.parse(fault).apply, Selection(tensors=kept)
+    replay = Replay(record_tiny(IDS, n_new=3, change=change, selection=selection), tiny_model)
+    key = next(out for op in replay.graph.ops for out in op.outputs if replay.trace.has(out, 0))
+    best = explain(replay, replay.graph.producer(key), 0, key)[0]
+    assert best.cause.id == Injection.parse(fault).cause.id
+    assert best.value == pytest.approx(value, rel=1e-2)
+
+
+def test_what_else_was_recorded_decides(explained: Callable) -> None:
+    """A residual that is missing from resid_out alone leaves ffn_norm right."""
+    best = explained("buffer_alias@1,resid_out", "resid_out", tensors="attn,ffn_norm,act,resid_out")[0]
+    assert (best.cause.id, best.value) == ("buffer_alias", "attn_out")
+
+
 def test_what_scores_alone_cannot_tell_apart_is_told_together(explained: Callable) -> None:
     """A wrong scale of K in the cache is a wrong softmax scale, until V shows it (see bug-classes)."""
     best = explained("kv_quant_scale@1=2", "scores", tensors="q_rope,k_rope,scores")[0]

@@ -208,10 +208,10 @@ def test_wiring_finds_the_nearest_recorded_tensors():
 
 
 def test_roundoff_of_types():
-    assert roundoff.storage("float32", np.array([1.0])) == pytest.approx(2**-24, rel=1e-6)
-    assert roundoff.storage("int32", np.array([1.0])) == 0
+    assert roundoff.storage("float32", np.array([1.0]), 1) == pytest.approx(2**-24, rel=1e-6)
+    assert roundoff.storage("int32", np.array([1.0]), 1) == 0
     # values as small as float16's smallest numbers lose half of one of them
-    assert roundoff.storage("float16", np.array([1e-6]))[0] > 0.02
+    assert roundoff.storage("float16", np.array([1e-6]), 1)[0] > 0.02
     assert roundoff.product(roundoff.F32, 576, 1.0) < 2e-6
     assert roundoff.Precision.of(Header("llama.cpp")).product == roundoff.QUANTISED
     assert roundoff.Precision.of(Header("llama.cpp", settings={"activation": "f32"})).product == roundoff.F32

@@ -381,7 +381,8 @@ def test_silent_on_every_architecture(case: Case, tmp_path: Path, how: dict) -> 
     record_trace(model, tmp_path / "t.h5", TOKENS[:-3], n_new=4, tile=5, **how)
     found = verify(Trace(tmp_path / "t.h5"), model)
     assert (found.verdict, found.coverage["only_a"]) == ("rounding", 0)
-    assert found.judged.excess.max() < 0.7
+    lossy = "storage" in how  # the error of storing is known well: less is allowed in excess of it
+    assert found.judged.excess.max() < (0.9 if lossy else 0.7)
 
 
 @pytest.mark.llamacpp
