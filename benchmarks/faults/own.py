@@ -60,9 +60,10 @@ def _tried(runs: Runs, group: str, text: str, mode: Mode) -> Result:
 
 
 def _modes(text: str, quick: bool) -> list[Mode]:
-    """Everything recorded, and one other mode in turn, by the fault."""
-    rest = MODES[4:] if quick else MODES[1:]
-    return [MODES[0], rest[turn(text, len(rest))]]
+    """Everything recorded, and two other modes in turn, by the fault."""
+    rest = MODES[1:]
+    first = turn(text, len(rest))
+    return [MODES[0], rest[first], *([] if quick else [rest[(first + 3) % len(rest)]])]
 
 
 def _faults(cause: Cause, quick: bool) -> list[str]:

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Mode:
     selection: Callable[[int], Selection] = lambda seed: Selection()
     storage: str = "float32"
     dtype: str = "float32"
+    reference: Callable[[int], Selection] | None = None  # where it is recorded otherwise
 
 
 MODES = (
@@ -51,6 +52,9 @@ MODES = (
     Mode("everything recorded, f64", dtype="float64", storage="float64"),
     Mode("stored as f16", storage="float16"),
     Mode("half of the tensors dropped", Half),
+    Mode("half dropped on our side alone", Half, reference=lambda seed: Selection()),
+    Mode("half dropped on the reference's side alone", reference=Half),
+    Mode("another half dropped on either side", Half, reference=lambda seed: Half(seed + SEEDS)),
     Mode("only q_rope, k_rope, scores, resid_out", lambda seed: Selection(tensors=FEW)),
 )
 PHASES = ("prefill", "decode")
@@ -113,11 +117,12 @@ class Runs:
         return names
 
     def _of(self, mode: Mode, seed: int) -> Trace:
-        key = (mode.name, seed if mode.selection is Half else 0)
+        key = (mode.name, seed if Half in (mode.selection, mode.reference) else 0)
         if key not in self._healthy:
             path = self._folder / f"{self.model.path.stem}-healthy{len(self._healthy)}.h5"
             ids = np.random.default_rng(1).integers(97, 250, TOKENS).tolist()
-            self._healthy[key] = self._record(path, mode, seed, ids)
+            recorded = replace(mode, selection=mode.reference or mode.selection)
+            self._healthy[key] = self._record(path, recorded, seed, ids)
         return self._healthy[key]
 
     def _record(
