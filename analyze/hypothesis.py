@@ -253,7 +253,7 @@ class _Tests:
         all_steps, one_phase = (
             float(np.hypot(best.remaining, np.sqrt(np.sum(off**2)))) for off in (left, alone)
         )
-        if all_steps <= max(ALIKE * one_phase, SAME, self.limit):
+        if all_steps <= max(ALIKE * one_phase, SAME, float(np.linalg.norm(self._limits))):
             return replace(best, remaining=all_steps)
         return replace(best, remaining=one_phase, freedom=best.freedom + FITTED, phase=phase)
 
