@@ -39,7 +39,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"change the logits by more than {ROUNDING:g}, and than storing them does; *told together*: among "
         "causes that explain as much and cannot be told apart from what was recorded.  On an architecture "
         "each case of each cause is tried once, in one of four places (first, middle, last, all layers), of "
-        "three phases (prefill, decode, both) and of two precisions in turn; what it has no operation for is left out.",
+        "three phases (prefill, decode, both) and of two precisions in turn; what it has no operation for is "
+        "left out.",
         "",
         "| faults | number | detected | first op right | cause first | or told together | in first three |",
         "|---|--:|--:|--:|--:|--:|--:|",
