@@ -6,21 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from architecture import ARCHITECTURES, CASES, TOKENS, Case
 from engine_golden import FOLDER, record_engine
 from ggufs import write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from injected import blamed, faulty_ops, inject
 from recording import record_trace
 from tensortrace.analyze.cause import Injection
 from tensortrace.analyze.find import causes_of, verify_and_explain
 from tensortrace.analyze.noise import DIVERGED, INHERITED
-from tensortrace.analyze.verify import Verification, verify
+from tensortrace.analyze.verify import verify
 from tensortrace.tracer.architecture import build_graph
 from tensortrace.tracer.errors import UserError
 from tensortrace.tracer.format import Header
 from tensortrace.tracer.gguf import Model
-from tensortrace.tracer.graph import Graph
 from tensortrace.tracer.importer import Options, import_dump
 from tensortrace.tracer.names import Key
 from tensortrace.tracer.selection import Selection
@@ -28,8 +27,6 @@ from tensortrace.tracer.trace import Trace
 from tensortrace.tracer.writer import TraceWriter
 
 Record = Callable[..., Trace]
-ARCHITECTURE_FAULTS = [(arch, fault) for arch, entry in ARCHITECTURES.items() for fault in entry.faults]
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 FAULTS = {  # the first tensor that is wrong by itself
     "attn_scale=0.5": "scores",
@@ -80,26 +77,6 @@ STORED = [
     "final_norm",
     "logits",
 ]
-
-
-def inject(*faults: str) -> Callable[[Graph], Graph]:
-    def change(graph: Graph) -> Graph:
-        for fault in faults:
-            graph = Injection.parse(fault).apply(graph)
-        return graph
-
-    return change
-
-
-def blamed(found: Verification) -> set[Key]:
-    """The ops, by their main output, among which the first fault is said to be."""
-    return {op.out for op in found.recompute.between(found.wrong[0][0])}
-
-
-def faulty_ops(found: Verification, fault: str) -> set[Key]:
-    right = found.recompute.graph
-    pairs = zip(right.ops, inject(fault)(right).ops, strict=True)
-    return {ours.out for ours, theirs in pairs if ours != theirs}
 
 
 # ---- healthy
@@ -369,76 +346,3 @@ def test_memory_does_not_grow_with_the_trace(tiny: Path, tmp_path: Path) -> None
 def test_causes_are_those_of_the_side_that_is_named(record_tiny: Record, tiny_model: Model) -> None:
     found = verify(record_tiny(change=inject("gqa_map")), tiny_model)
     assert causes_of(found, "ours")[0].evidence.startswith("ours: gqa_map")
-
-
-# ---- every architecture
-
-
-@every_case
-@pytest.mark.parametrize("how", [{}, {"chunk": 7}, {"dtype": "float64", "storage": "bfloat16"}], ids=str)
-def test_silent_on_every_architecture(case: Case, tmp_path: Path, how: dict) -> None:
-    model = Model(write_gguf(tmp_path / "m.gguf", case.arch, **case.shape))
-    record_trace(model, tmp_path / "t.h5", TOKENS[:-3], n_new=4, tile=5, **how)
-    found = verify(Trace(tmp_path / "t.h5"), model)
-    assert (found.verdict, found.coverage["only_a"]) == ("rounding", 0)
-    lossy = "storage" in how  # the error of storing is known well: less is allowed in excess of it
-    assert found.judged.excess.max() < (0.9 if lossy else 0.7)
-
-
-@pytest.mark.llamacpp
-@every_case
-def test_silent_on_llama_cpp_with_every_architecture(case: Case, tmp_path: Path) -> None:
-    from tensortrace.tracer.engines.llama_cpp import Engine
-
-    model = Model(write_gguf(tmp_path / "m.gguf", case.arch, **case.shape))
-    engine = Engine(build_graph(model), model)
-    found = verify(record_engine(engine, model, tmp_path / "t.h5", TOKENS[:-3], n_new=4), model)
-    assert (found.verdict, found.coverage["only_a"]) == ("rounding", 0)
-
-
-@pytest.mark.torch
-@every_case
-def test_silent_on_transformers_with_every_architecture(case: Case, tmp_path: Path) -> None:
-    import transformers_models
-    from tensortrace.tracer.engines.torch import Engine
-
-    model = Model(write_gguf(tmp_path / "m.gguf", case.arch, **case.shape))
-    engine = Engine(build_graph(model), transformers_models.save(model, tmp_path / "folder"))
-    found = verify(record_engine(engine, model, tmp_path / "t.h5", TOKENS[:-3], n_new=4), model)
-    assert (found.verdict, found.coverage["only_a"]) == ("rounding", 0)
-
-
-@pytest.mark.parametrize(("arch", "fault"), ARCHITECTURE_FAULTS)
-def test_faults_in_every_architecture(arch: str, fault: str, tmp_path: Path) -> None:
-    case = next(case for case in CASES if case.arch == arch)
-    model = Model(write_gguf(tmp_path / "m.gguf", arch, **case.shape))
-    record_trace(model, tmp_path / "t.h5", TOKENS[:-3], n_new=2, change=inject(fault))
-    found = verify(Trace(tmp_path / "t.h5"), model)
-    assert found.exit_code == 1
-    assert blamed(found) <= faulty_ops(found, fault)
-
-
-@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
-def test_a_wrong_expert_is_told_from_a_near_tie(tmp_path: Path, storage: str) -> None:
-    """The router's last choice replaced by the expert that it wants least, for one token."""
-    case = next(case for case in CASES if case.arch == "qwen3moe")
-    model = Model(write_gguf(tmp_path / "m.gguf", case.arch, **case.shape))
-
-    def change(graph: Graph) -> Graph:
-        def wrap(compute):
-            def worst(x, *, k):
-                ids = compute(x, k=k)
-                ids[-1, -1] = x[-1].argmin()
-                return ids
-
-            return worst
-
-        at = Key(1, "expert_ids")
-        return graph.replace(lambda op: op.wrapped(wrap) if op.out == at else op)
-
-    for tensors in ("*", "resid_out,scores"):
-        path = tmp_path / f"{len(tensors)}.h5"
-        selection = Selection(tensors=tensors)
-        record_trace(model, path, TOKENS[:-3], change=change, storage=storage, selection=selection)
-        found = verify(Trace(path), model)
-        assert {key for key, _ in found.wrong} == {Key(1, "expert_ids" if tensors == "*" else "resid_out")}
