@@ -146,7 +146,7 @@ class _Tests:
                 far = not fitted or not self.segment.targets_of(places)
                 usual += fitted
                 best = min(usual, key=lambda each: each.remaining, default=None)
-                if best is not None and cause.continuous and not self._is_done(best):
+                if best is not None and _is_number(best, cause) and not self._is_done(best):
                     usual += self._searched(best, places, far)
         if not usual:
             return None
@@ -259,6 +259,11 @@ class _Tests:
 
     def _phase(self, step: int) -> str:
         return self.segment.replay.trace.steps[step].phase
+
+
+def _is_number(tried: Hypothesis, cause: Cause) -> bool:
+    """Whether its value can be searched: some causes also fit one for each rotary frequency."""
+    return cause.continuous and np.ndim(tried.value) == 0
 
 
 def _values(compute: Callable[[Case], Iterable[Value]], case: Case) -> list[Value]:
