@@ -24,6 +24,7 @@ import numpy as np
 from ..tracer.names import Key
 from . import roundoff
 from .roundoff import Precision
+from .wiring import kind_of
 
 GAIN = 8.0
 SLACK = 1.5
@@ -31,6 +32,7 @@ UNKNOWN_RATIO = 8.0  # |q| |k| scale / rms(scores), or a sum's operand over its 
 SCORE_PEAK = 4.0  # the largest error of a score over its RMS
 TYPICAL = 0.25  # typical rounding over its upper end
 LARGEST = 10.0  # errors above this need no telling apart
+UNRELATED = 4.0  # |a - b| / |b| of rows that have nothing to do with each other
 
 
 @dataclass
@@ -131,6 +133,10 @@ def _inherited(key: Key, error: np.ndarray, sound: np.ndarray, gain: np.ndarray 
 
 def _by_rows(op: Op) -> Iterator[Part]:
     for key, x in op.inputs:
+        if kind_of(key) == "choice":
+            other = np.where(x.whole > 0, UNRELATED, 0.0)
+            yield _inherited(key, other, x.sound, 1.0, "another expert gives another row")
+            continue
         gain = GAIN * op.spread
         yield _inherited(key, x.rows, x.sound, gain, f"its error per token, {GAIN:g} to {2 * GAIN:g} times")
 

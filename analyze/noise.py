@@ -190,8 +190,12 @@ class Noise:
             history = kind in ("scores", "attend") and name.name in HISTORY
             inputs.append((name, error.so_far() if history else error))
         tainted = np.zeros(len(self._positions), bool)
-        for _, error in inputs:
+        for name, error in inputs:
             tainted = tainted | error.tainted
+            if (
+                error.recorded and self._wiring.kind(name) == "choice"
+            ):  # by a near tie: no rounding from here on
+                tainted = tainted | (error.whole > 0)
         terms = self._terms(key, kind)
         sides = tuple(precision.at(key, specs.get(key)) for precision, specs in self._sides)
         op = Op(key, sides, inputs, terms, self._positions, self._spread, rms, self._scale(key, terms))

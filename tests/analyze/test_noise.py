@@ -2,9 +2,13 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from architecture import CASES, TOKENS
+from ggufs import write_gguf
+from recording import record_trace
 from synthetic import write_trace
 from tensortrace.analyze import roundoff
 from tensortrace.analyze.align import align
@@ -14,7 +18,8 @@ from tensortrace.analyze.noise import DIVERGED, INHERITED, Noise
 from tensortrace.analyze.wiring import Wiring
 from tensortrace.tracer.errors import UserError
 from tensortrace.tracer.format import Header, Step, TensorSpec
-from tensortrace.tracer.graph import Graph, Op
+from tensortrace.tracer.gguf import Model
+from tensortrace.tracer.graph import Compute, Graph, Op
 from tensortrace.tracer.names import Key
 from tensortrace.tracer.selection import Selection
 from tensortrace.tracer.trace import Trace
@@ -193,6 +198,36 @@ def test_statistics_are_judged_too(record_tiny):
     noise = judge(recorded(change=change("attn_scale@0")), recorded())
     index, _ = noise.first()
     assert noise.keys[index] == Key(0, "scores.stats")
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_where_another_expert_may_be_chosen_its_rows_may_be_others(tmp_path: Path, storage: str) -> None:
+    """Decode steps that take the next best expert: innocent where the routers are only nearly equal."""
+    case = next(case for case in CASES if case.arch == "qwen3moe")
+    model = Model(write_gguf(tmp_path / "m.gguf", case.arch, **case.shape))
+
+    def next_best(compute: Compute) -> Compute:
+        def choose(router: np.ndarray, *, k: int) -> np.ndarray:
+            ids = compute(router, k=k)
+            ids[:, -1] = compute(router, k=k + 1)[:, -1] if len(router) == 1 else ids[:, -1]
+            return ids
+
+        return choose
+
+    def change(graph: Graph) -> Graph:
+        chosen = Key(0, "expert_ids")
+        return graph.replace(lambda op: op.wrapped(next_best) if op.out == chosen else op)
+
+    record_trace(model, tmp_path / "a.h5", TOKENS, n_new=4, change=change, storage=storage)
+    record_trace(model, tmp_path / "b.h5", TOKENS, n_new=4)
+    with Trace(tmp_path / "a.h5") as a, Trace(tmp_path / "b.h5") as b:
+        noise = judge(a, b)
+    first = noise.first()
+    if storage == "float32":
+        assert first is not None
+        assert noise.keys[first[0]] == Key(0, "expert_ids")
+    else:
+        assert first is None or noise.keys[first[0]].name in ("expert_weights", "ffn_out")
 
 
 def test_wiring_finds_the_nearest_recorded_tensors():
