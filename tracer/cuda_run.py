@@ -9,6 +9,7 @@ import numpy as np
 from ..kernels import attention, linear, rope
 from .cuda_weights import GpuWeights
 from .device import CudaDevice
+from .errors import UserError
 from .format import Step, numpy_dtype
 from .graph import POSITIONS, TOKENS, Graph, Op
 from .names import NAMES, Key
@@ -181,7 +182,14 @@ class CudaRunner:
         place = out(op.out)
         if place is not None:
             params["out"] = place
-        result = op.compute("cuda")(*inputs, *map(self.weights.weight, op.weights), **params)
+        operands = [*inputs, *map(self.weights.weight, op.weights)]
+        try:
+            result = op.compute("cuda")(*operands, **params)
+        except (AttributeError, TypeError, ValueError, IndexError) as error:
+            if not op.wraps:
+                raise
+            said = f"the fault put into {op.out} is for the CPU's arrays: use --engine cpu"
+            raise UserError(said) from error
         return _named(op, result) if isinstance(result, dict) else {op.out: result}
 
     def _workspace(self, attend: Op, q: Array, cache: Array) -> Array:

@@ -72,7 +72,8 @@ class CudaDevice:
         self._cupy.copyto(target, source)
 
     def fetch(self, array: Array) -> Fetch:
-        """Begin to copy a contiguous `array` to the host as soon as the kernels so far are done."""
+        """Begin to copy `array` to the host as soon as the kernels so far are done."""
+        array = self._cupy.ascontiguousarray(array)
         with self._room:
             self._room.wait_for(lambda: self._free > 0)
             self._free -= array.nbytes

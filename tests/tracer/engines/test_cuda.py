@@ -89,6 +89,7 @@ def test_two_runs_agree_to_the_bit(tiny_model: Model, device: Any, tmp_path: Pat
 
 
 FAULTS = [
+    "kv_dup",
     "gqa_map",
     "kv_slot",
     "softmax_no_max",
@@ -105,6 +106,15 @@ def test_a_fault_is_the_same_on_the_gpu(tiny_model: Model, device: Any, tmp_path
     record_cuda(tiny_model, device, tmp_path / "cuda.h5", n_new=4, change=change)
     record_trace(tiny_model, tmp_path / "cpu.h5", n_new=4, change=change)
     check(tmp_path / "cuda.h5", tmp_path / "cpu.h5", ROUNDING["float32"])
+
+
+@pytest.mark.parametrize("fault", ["dequant_layout@q", "tile_tail@ffn_out", "qkv_split"])
+def test_a_fault_for_the_cpu_alone_is_refused_in_one_line(
+    tiny_model: Model, device: Any, tmp_path: Path, fault: str
+) -> None:
+    with pytest.raises(UserError, match=r"the fault put into L00 .* --engine cpu") as raised:
+        record_cuda(tiny_model, device, tmp_path / "cuda.h5", change=Injection.parse(fault).apply)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
