@@ -1,4 +1,4 @@
-"""Faults put into a graph by tests of `verify`, and which operations it must blame."""
+"""Faults put into a graph by tests, and which operations `verify` must blame."""
 
 from collections.abc import Callable
 

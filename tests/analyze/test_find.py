@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ggufs import write_gguf
+from injected import inject
 from recording import record_trace
 from rich.console import Console
 from tensortrace.analyze.cause import Injection
@@ -119,15 +120,6 @@ def test_a_fault_not_much_larger_than_the_rounding_of_the_file(
     )
     named = name_causes(compare(ours, reference), ours, reference, tiny_model)
     assert named.causes[0].id == fault.partition("@")[0]
-
-
-def inject(*faults: str) -> Callable[[Graph], Graph]:
-    def change(graph: Graph) -> Graph:
-        for fault in faults:
-            graph = Injection.parse(fault).apply(graph)
-        return graph
-
-    return change
 
 
 def test_two_faults_of_one_trace_are_both_named(record_tiny: Record, tiny_model: Model) -> None:
