@@ -8,12 +8,16 @@ in place of a·b keeps its digits where a and b nearly agree:
 Products of float32 blocks are float32 (BLAS, at most `DOT` terms each, relative error about 1e-6), everything
 across blocks is float64.  A block with NaN or infinities, or so large or small that its squares leave
 float32, shows in its products and is measured again in float64, element by element.
+
+Where the compiled kernel is there, it does the same in one pass (kernels/difference.py).
 """
 
 import math
 from typing import NamedTuple
 
 import numpy as np
+
+from ..kernels import difference
 
 BLOCK = 1 << 17  # elements of a block: what is computed of it stays in the L2 cache
 DOT = 8192  # terms of one dot product: OpenBLAS starts threads of its own above 10 000
@@ -80,7 +84,7 @@ def figures_of(piece: Piece, space: Workspace) -> "Figures":
     table = np.zeros((len(COLUMN), rows))
     table[COLUMN["count"]] = width if piece.valid is None else piece.valid
     table[COLUMN["rows"]] = 1
-    height = max(1, BLOCK // width)
+    height = rows if difference.usable(piece.a, piece.b) else max(1, BLOCK // width)
     figures = Figures(table)
     with np.errstate(all="ignore"):  # what overflows or is not finite is measured again
         for first in range(0, rows, height):
@@ -132,6 +136,9 @@ def _quick(piece: Piece, figures: Figures, space: Workspace) -> None:
     x, y = _floats(piece.a, "x", space), _floats(piece.b, "y", space)
     if x.dtype != y.dtype:
         x, y = x.astype(np.float64, copy=False), y.astype(np.float64, copy=False)
+    if difference.usable(x, y):
+        _fused(piece, x, y, figures)
+        return
     if piece.valid is not None:
         x, y = _zero_padding(x, y, piece.valid, space)
     if piece.masked:
@@ -153,6 +160,25 @@ def _quick(piece: Piece, figures: Figures, space: Workspace) -> None:
     _products(x, y, d, top > 0, piece.head_dim, figures)
     if not math.isfinite(top) or (0 < top < TINY and x.dtype == np.float32):
         figures["bb"] = np.nan
+
+
+def _fused(piece: Piece, x: np.ndarray, y: np.ndarray, figures: Figures) -> None:
+    """Fill in the figures by the compiled kernel."""
+    floor = MASKED if piece.masked else None
+    found = difference.figures(x, y, valid=piece.valid, head_dim=piece.head_dim, floor=floor)
+    made = dict(zip(difference.FIGURES, found))
+    hidden, ab, dd, bb = made.pop("hidden"), made.pop("ab"), made["dd"], made["bb"]
+    far = dd * NEAR > bb
+    made["db"] = np.where(far, ab - bb, made["db"])
+    made["aa"] = np.where(far, made["aa"], bb + 2 * made["db"] + dd)
+    bb[(made["max_abs"] > 0) & (made["max_abs"] < TINY)] = np.nan
+    for name, values in made.items():
+        figures[name] = values
+    if piece.masked:
+        figures["masked_a"] = figures["masked_b"] = hidden
+        figures["count"] -= hidden
+    if piece.head_dim:
+        figures["vectors"] = x.shape[1] // piece.head_dim
 
 
 def _products(

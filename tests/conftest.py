@@ -13,6 +13,7 @@ import pytest
 from ggufs import write_gguf
 from hypothesis import settings
 from recording import record_trace
+from tensortrace.kernels import native
 from tensortrace.tracer.errors import ModelError
 from tensortrace.tracer.gguf import Model
 from tensortrace.tracer.hub import resolve
@@ -20,6 +21,16 @@ from tensortrace.tracer.trace import Trace
 
 settings.register_profile("tests", deadline=None)  # time says nothing on a machine that others use, too
 settings.load_profile("tests")
+
+
+@pytest.fixture(params=[pytest.param("compiled", marks=pytest.mark.cxx), "numpy"])
+def both_kernel_sets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test is run with the compiled kernels and, as where there is no compiler, without them."""
+    if request.param == "numpy":
+        monkeypatch.setattr(native, "LIBRARY", None)
+    elif native.LIBRARY is None:
+        pytest.fail("the compiled kernels are missing: install a C compiler, then the package again")
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from tensortrace.analyze.blocks import BLOCK, MASKED, Piece
 from tensortrace.analyze.metrics import TASK, Measured, give_back, measure
 
+pytestmark = pytest.mark.usefixtures("both_kernel_sets")
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
