@@ -26,10 +26,10 @@ def figures(
 ) -> np.ndarray:
     """a, b float32 [row, width] -> FIGURES of each row, float64 [figure, row].
 
-    With d = a - b: d·d, d·b, a·b, b·b, a·a; the sums of the L2 norms of a's and b's vectors of `head_dim` numbers;
-    how many numbers are hidden; the largest |d|, and with a `floor` the largest |a| and |b|.  Of each row the
-    first `valid` [row] numbers count.  Numbers at or below `floor` are hidden: they count as 0, and where only
-    one side has one, b·b is NaN.  512 terms at most are summed in float32, everything else in float64.
+    With d = a - b: d·d, d·b, a·b, b·b, a·a; the sums of the L2 norms of a's and b's vectors of `head_dim`
+    numbers; how many numbers are hidden; the largest |d|, and with a `floor` the largest |a| and |b|.  Of
+    each row the first `valid` [row] numbers count.  Numbers at or below `floor` are hidden: they count as 0, and
+    where only one side has one, b·b is NaN.  512 terms at most are summed in float32, the rest in float64.
     """
     rows, width = a.shape
     found = np.empty((len(FIGURES), rows))
