@@ -42,7 +42,7 @@ INLINE void plainly(Unpack *unpack, int size, int bytes, int group, ROWS) {
 #define PLAINLY(...) CASE(plainly, __VA_ARGS__)
 static void multiply_plainly(const char *name, ROWS) { QUANTS(PLAINLY) }
 
-#if defined(__GNUC__) && defined(__x86_64__)
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(WITHOUT_AVX2)
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import cuda as gpu
-from . import dequantize
+from . import dequantize, native
 from .dequantize import Blocks
 
 EXPRESSIONS = {
@@ -17,20 +17,36 @@ EXPRESSIONS = {
 }
 ROWS = 4  # of a weight in a block of threads, one a warp
 MATRICES = 3  # that one launch can multiply
+COMPILED = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"))  # types of linear.c
+
+
+def reads_blocks(kind: str) -> bool:
+    """Whether `cpu` multiplies one float32 token with a weight of this GGUF type as it is stored.
+
+    A token's time is that of reading the weights, and stored they have a fifth of the bytes.
+    """
+    return native.LIBRARY is not None and kind in COMPILED
 
 
 def cpu(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, *, heads: int | None = None
+    x: np.ndarray, weight: np.ndarray | Blocks, bias: np.ndarray | None = None, *, heads: int | None = None
 ) -> np.ndarray:
     """x [token, ...] (flattened to [token, in]), weight [out, in], bias [out] -> [token, out].
 
     With `heads` the result is viewed as [token, heads, out / heads].
     """
     tokens = x.shape[0]
-    y = x.reshape(tokens, -1) @ weight.T
+    x = x.reshape(tokens, -1)
+    y = _multiply(x, weight) if isinstance(weight, Blocks) else x @ weight.T
     if bias is not None:
         y += bias
     return y if heads is None else y.reshape(tokens, heads, -1)
+
+
+def _multiply(x: np.ndarray, weight: Blocks) -> np.ndarray:
+    out = np.empty((1, weight.shape[0]), np.float32)
+    native.LIBRARY.multiply(weight.kind, weight.data, np.ascontiguousarray(x), out)
+    return out
 
 
 def cuda(

@@ -14,6 +14,7 @@ from ggufs import write_gguf
 from hypothesis import settings
 from recording import record_trace
 from tensortrace.kernels import native
+from tensortrace.tracer import rows
 from tensortrace.tracer.errors import ModelError
 from tensortrace.tracer.gguf import Model
 from tensortrace.tracer.hub import resolve
@@ -28,7 +29,8 @@ def both_kernel_sets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """The test is run with the compiled kernels and, as where there is no compiler, without them."""
     if request.param == "numpy":
         monkeypatch.setattr(native, "LIBRARY", None)
-    elif native.LIBRARY is None:
+        monkeypatch.setattr(rows, "LIBRARY", None)
+    elif native.LIBRARY is None or rows.LIBRARY is None:
         pytest.fail("the compiled kernels are missing: install a C compiler, then the package again")
     return str(request.param)
 

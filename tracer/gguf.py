@@ -23,6 +23,7 @@ from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from ..kernels.dequantize import Blocks
 from .errors import ModelError
 from .hub import digest
 
@@ -217,6 +218,10 @@ class Model:
         dtype = _PLAIN.get(kind, np.dtype("u1"))
         flat = np.frombuffer(self._map, dtype, size // dtype.itemsize, self._start + offset)
         return flat.reshape(*shape[:-1], -1)
+
+    def blocks(self, name: str) -> Blocks:
+        """The memory-mapped matrix in its type."""
+        return Blocks(self.raw(name), self.tensor_type(name))
 
     def weight(self, name: str, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """The tensor as numbers, read-only; a view of the file where it is stored as `dtype` already.

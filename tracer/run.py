@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..kernels import linear
+from ..kernels.dequantize import Blocks
 from .format import Step
 from .graph import POSITIONS, TOKENS, Graph, Op
 from .names import Key
@@ -14,6 +16,8 @@ Sink = Callable[[Key, np.ndarray], None]
 
 class WeightSource(Protocol):
     def weight(self, name: str, dtype: Any = ...) -> np.ndarray: ...
+    def tensor_type(self, name: str) -> str: ...
+    def blocks(self, name: str) -> Blocks: ...
 
 
 class Runner:
@@ -37,7 +41,12 @@ class Runner:
         self._cache: dict[Key, np.ndarray] = {}
         last_use = {key: index for index, op in enumerate(graph.ops) for key in op.inputs}
         self._calls = [
-            _Call(op, frozenset(wanted), tuple(key for key in op.inputs if last_use[key] == index))
+            _Call(
+                op,
+                frozenset(wanted),
+                tuple(key for key in op.inputs if last_use[key] == index),
+                self._stored(op),
+            )
             for index, op in enumerate(graph.ops)
         ]
 
@@ -60,8 +69,19 @@ class Runner:
             self._remember(key, live[key], step) if index in call.history else live[key]
             for index, key in enumerate(call.op.inputs)
         ]
-        weights = [self.weights.weight(name, self.dtype) for name in call.op.weights]
-        return call.compute(*inputs, *weights, **call.params)
+        return call.compute(*inputs, *self._operands(call, step), **call.params)
+
+    def _operands(self, call: "_Call", step: Step) -> list[Any]:
+        """The op's weights: one token's product takes its matrix as it is stored, where it can."""
+        first = [call.stored] if call.stored is not None and step.n_tokens == 1 else []
+        return first + [self.weights.weight(name, self.dtype) for name in call.op.weights[len(first) :]]
+
+    def _stored(self, op: Op) -> Blocks | None:
+        """The matrix of a product that reads it as it is stored."""
+        if op.kind != "linear" or op.wraps or self.dtype != np.float32:
+            return None
+        name = op.weights[0]
+        return self.weights.blocks(name) if linear.reads_blocks(self.weights.tensor_type(name)) else None
 
     def _remember(self, key: Key, array: np.ndarray, step: Step) -> np.ndarray:
         """Append the step's rows to the cache of `key` and return all rows so far."""
@@ -74,8 +94,8 @@ class Runner:
 class _Call:
     """What is the same in every step of one op, looked up once."""
 
-    def __init__(self, op: Op, wanted: frozenset[Key], last_uses: tuple[Key, ...]):
-        self.op, self.last_uses = op, last_uses
+    def __init__(self, op: Op, wanted: frozenset[Key], last_uses: tuple[Key, ...], stored: Blocks | None):
+        self.op, self.last_uses, self.stored = op, last_uses, stored
         self.compute, self.history = op.compute(), op.history
         self.params: dict[str, Any] = dict(op.params)
         if len(op.outputs) > 1:

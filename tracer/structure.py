@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import h5py
@@ -88,7 +88,7 @@ def _create_root(
 def _allocate(
     file: h5py.File, path: str, shape: tuple[int, ...], dtype: str, spec: TensorSpec | None = None
 ) -> Slot:
-    properties, links, kind = *_properties(), h5_type(dtype)
+    properties, links, kind = *_properties(), _type(dtype)
     identifier = h5d.create(file.id, path.encode(), kind, h5s.create_simple(shape), properties, lcpl=links)
     if spec is not None:
         _describe(identifier, spec, ("step", *spec.axes) if len(shape) > len(spec.axes) else spec.axes)
@@ -121,13 +121,28 @@ def _describe(dataset: h5d.DatasetID, spec: TensorSpec, axes: tuple[str, ...]) -
         (b"conventions", conventions),
     ):
         if text:
-            value = h5_text(text)
-            h5a.create(dataset, name, _text_type(value.dtype.itemsize), h5s.create(h5s.SCALAR)).write(value)
+            value, kind, scalar = _text(text)
+            h5a.create(dataset, name, kind, scalar).write(value)
+
+
+# what the datasets of all layers have in common is made once
 
 
 @cache
-def _text_type(size: int) -> h5t.TypeID:
-    return h5t.py_create(h5py.string_dtype("utf-8", size), logical=True)
+def _type(dtype: str) -> h5t.TypeID:
+    return h5_type(dtype)
+
+
+@lru_cache(1024)
+def _text(text: str) -> tuple[np.ndarray, h5t.TypeID, h5s.SpaceID]:
+    """A text as HDF5 stores it: value, type and space."""
+    value = h5_text(text)
+    return value, h5t.py_create(h5py.string_dtype("utf-8", value.dtype.itemsize), logical=True), _scalar()
+
+
+@cache
+def _scalar() -> h5s.SpaceID:
+    return h5s.create(h5s.SCALAR)
 
 
 @cache

@@ -23,6 +23,7 @@ from .format import ROW_AXES, Header, Step, TensorSpec, numpy_dtype
 from .layout import Layout
 from .names import Key
 from .packed import Pending, Places, let_go
+from .rows import Row, Run, write_all, write_runs
 from .stage import Stage, as_stored, padded
 from .structure import PIECE_BYTES, create
 
@@ -30,10 +31,9 @@ BUFFER_BYTES = 256 << 20  # of arrays that wait for the writer thread
 FLUSH_SECONDS = 0.25  # decode steps are gathered this long: their rows are neighbours, so one write does
 FLUSH_BYTES = 64 << 20  # and no more of them than this
 CHUNK = 1 << 20  # bytes written at a time: the checksum has brought them into the core's cache
-IOV_MAX = 1024  # pieces of one write: Linux takes no more
 MARK_AT_ONCE = 64 * 1024  # bytes: pieces this large are marked as written without waiting for the step's end
 
-Raw = np.ndarray | memoryview  # contiguous
+Neighbours = tuple[Key, list[int], list[Row]]  # what steps have of a tensor, side by side in the file
 
 
 class TraceWriter:
@@ -207,7 +207,7 @@ class TraceWriter:
         for first in range(0, len(data), CHUNK):
             chunk = data[first : first + CHUNK]
             digest.update(chunk)
-            self._pwrite([chunk], slot.offset + place.first * slot.row_bytes + first, len(chunk))
+            self._pwrite(chunk, slot.offset + place.first * slot.row_bytes + first)
         column = self._column[key]
         self._checksums[step, column] = digest.intdigest() or 1  # 0: not written
         if len(data) >= MARK_AT_ONCE:
@@ -222,15 +222,16 @@ class TraceWriter:
         """Write what was gathered of decode steps, and mark the steps that have ended."""
         self._write_blocks()
         self._shapes.clear()
-        for key, steps, arrays in stage.runs():
-            self._write_neighbours(key, steps, self._as_rows(key, steps, arrays))
+        self._write_neighbours(
+            [(key, steps, self._as_rows(key, steps, arrays)) for key, steps, arrays in stage.runs()]
+        )
         if ended:
             first, last = ended[0], ended[-1] + 1
             self._write_checksums(first, 0, self._checksums[first:last])
             self._write_rows("/steps/flushed", first, np.ones(last - first, np.uint8))
             self._flushed += last - first
 
-    def _as_rows(self, key: Key, steps: list[int], arrays: list[np.ndarray]) -> list[Raw]:
+    def _as_rows(self, key: Key, steps: list[int], arrays: list[np.ndarray]) -> list[Row]:
         """What decode steps have of a tensor, each as its row is stored."""
         spec, dtype = self.tensors[key], numpy_dtype(self.tensors[key].dtype)
         shapes = self._shapes_of(spec, steps[:1] if spec.joined else steps)
@@ -255,53 +256,44 @@ class TraceWriter:
         self._blocks = {}
         try:
             raws = [memoryview(np.asarray(block)) for block in blocks]
+            found: list[Neighbours] = []
             for key, place in self._places.items() if raws else ():
                 if key in self.tensors:
                     stored = numpy_dtype(self.tensors[key].dtype)
-                    rows: list[Raw] = [raw[place.span] for raw in raws]
+                    rows: list[Row] = [raw[place.span] for raw in raws]
                     if stored != place.dtype:
                         rows = [_bytes(as_stored(np.frombuffer(row, place.dtype), stored)) for row in rows]
-                    self._write_neighbours(key, steps, rows)
+                    found.append((key, steps, rows))
+            self._write_neighbours(found)
         finally:
             for block in blocks:
                 block.release()
 
-    def _write_neighbours(self, key: Key, steps: list[int], rows: list[Raw]) -> None:
-        """Write what `steps` have of a tensor: rows of bytes that lie side by side in the file."""
-        place = self._layout.place(self.tensors[key], steps[0])
-        slot = self._slots[place.path]
-        self._pwrite(rows, slot.offset + place.first * slot.row_bytes, len(rows) * slot.row_bytes)
-        sums = [each or 1 for each in map(xxhash.xxh3_64_intdigest, rows)]  # 0: not written
-        self._checksums[steps, self._column[key]] = sums
+    def _write_neighbours(self, found: list[Neighbours]) -> None:
+        """Write rows of bytes, and keep their checksums."""
+        runs = []
+        for key, steps, rows in found:
+            place = self._layout.place(self.tensors[key], steps[0])
+            slot = self._slots[place.path]
+            runs.append(Run(slot.offset + place.first * slot.row_bytes, rows))
+            self.bytes_written += len(rows) * slot.row_bytes
+        sums, first = write_runs(self._fd, runs), 0
+        sums[sums == 0] = 1  # 0: not written
+        for key, steps, _ in found:
+            self._checksums[steps, self._column[key]] = sums[first : first + len(steps)]
+            first += len(steps)
 
     def _write_checksums(self, step: int, column: int, sums: np.ndarray) -> None:
         offset = self._slots["/steps/checksums"].offset + (step * len(self.tensors) + column) * 8
-        self._pwrite([_bytes(sums)], offset, sums.nbytes)
+        self._pwrite(_bytes(sums), offset)
 
     def _write_rows(self, path: str, first: int, array: np.ndarray) -> None:
         slot = self._slots[path]
-        self._pwrite([_bytes(array)], slot.offset + first * slot.row_bytes, array.nbytes)
+        self._pwrite(_bytes(array), slot.offset + first * slot.row_bytes)
 
-    def _pwrite(self, rows: Sequence[Raw], offset: int, size: int) -> None:
-        """Write rows of `size` bytes in all."""
-        while size:
-            written = os.pwritev(self._fd, rows[:IOV_MAX], offset)
-            if written == 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            offset, size = offset + written, size - written
-            self.bytes_written += written
-            rows = _end(rows, size)
-
-
-def _end(rows: Sequence[Raw], size: int) -> list[Raw]:
-    """The last `size` bytes of `rows`."""
-    kept: list[Raw] = []
-    for row in reversed(rows if size else ()):
-        if not size:
-            break
-        kept.append(memoryview(row).cast("B")[-size:])
-        size -= kept[-1].nbytes
-    return kept[::-1]
+    def _pwrite(self, data: memoryview, offset: int) -> None:
+        write_all(self._fd, [data], offset)
+        self.bytes_written += data.nbytes
 
 
 def _bytes(array: np.ndarray) -> memoryview:

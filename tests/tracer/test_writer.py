@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensortrace.tracer import rows
 from tensortrace.tracer.errors import TraceError
 from tensortrace.tracer.format import Header, Step, TensorSpec, numpy_dtype, plan_steps
 from tensortrace.tracer.names import Key
@@ -224,6 +225,13 @@ def test_an_exception_in_the_run_passes_and_keeps_what_was_written(tmp_path: Pat
     assert Trace(tmp_path / "a.h5").flushed == steps[:1]
 
 
+@pytest.fixture
+def written_by_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are written by os.pwritev, which a test can put another function in place of."""
+    monkeypatch.setattr(rows, "LIBRARY", None)
+
+
+@pytest.mark.usefixtures("written_by_python")
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writes end inside a row, or after some rows."""
     whole, turn = os.pwritev, itertools.cycle((1, 2, 3))
@@ -240,6 +248,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert not list(trace.damaged())
 
 
+@pytest.mark.usefixtures("written_by_python")
 @pytest.mark.parametrize("fault", ["returns nothing", "no space"])
 def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     steps, left, whole = plan_steps(5, 6), 2000, os.pwritev

@@ -33,6 +33,7 @@ def checkup() -> list[Entry]:
         _machine(),
         _cache(),
         Entry("engine cpu", _arrays().ok, "runs on NumPy", "", needed=True),
+        _compiled(),
         _driver(driver),
         _cuda(driver),
         _optional("engine torch", ("torch", "transformers"), "torch"),
@@ -49,6 +50,16 @@ def _header() -> Entry:
     found = (folder / HEADER).is_file()
     advice = f"cc -I{folder} …" if found else "pip install --force-reinstall tensortrace"
     return Entry("header for C, C++, CUDA", found, HEADER if found else "not installed", advice)
+
+
+def _compiled() -> Entry:
+    """What is only quicker for having been compiled when the package was installed."""
+    missing = [
+        name for name in ("kernels._native", "tracer._rows") if find_spec(f"tensortrace.{name}") is None
+    ]
+    found = "not there: decoding, comparing and writing take longer" if missing else "used"
+    advice = "install a C compiler, then tensortrace again" if missing else ""
+    return Entry("compiled kernels", not missing, found, advice)
 
 
 def installed(package: str) -> str | None:

@@ -53,6 +53,13 @@ def test_which_cupy_fits(machine, driver, packages, ok, advice):
     assert (found.advice == "") is ok
 
 
+@pytest.mark.cxx
+def test_compiled_kernels(machine):
+    assert entry("compiled kernels").ok
+    machine(NEW)  # where no module is found
+    assert "C compiler" in entry("compiled kernels").advice
+
+
 def test_other_engines(machine):
     machine(NEW, torch="2.13.0+cpu", transformers="4.60")
     assert entry("engine torch").ok

@@ -1,0 +1,78 @@
+"""Rows written in one call: what the file holds, and checksums against the xxHash library."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tensortrace.tracer.rows import SHORT, Run, write_runs
+
+pytestmark = pytest.mark.usefixtures("both_kernel_sets")
+
+
+def some_rows(count: int, size: int) -> list[np.ndarray]:
+    random = np.random.default_rng(count * 100_003 + size)
+    return [random.integers(0, 256, size, dtype=np.uint8) for _ in range(count)]
+
+
+def check(path: Path, runs: list[Run]) -> None:
+    with path.open("wb") as file:
+        sums = write_runs(file.fileno(), runs)
+    rows = [row for run in runs for row in run.rows]
+    assert sums.tolist() == [xxhash.xxh3_64_intdigest(row) for row in rows]
+    data = path.read_bytes()
+    for run in runs:
+        whole = b"".join(bytes(row) for row in run.rows)
+        assert data[run.offset : run.offset + len(whole)] == whole
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5000), st.integers(0, 99)), min_size=1))
+def test_rows_lie_where_they_belong(tmp_path: Path, shapes: list[tuple[int, int, int]]) -> None:
+    runs, offset = [], 0
+    for count, size, gap in shapes:
+        runs.append(Run(offset + gap, some_rows(count, size)))
+        offset += gap + count * size
+    check(tmp_path / "rows", runs)
+
+
+@pytest.mark.parametrize("size", [1, SHORT, SHORT + 1, 256, 257, 1023, 1024, 1025, 65_536, 1_000_003])
+def test_checksums_at_the_seams_of_the_algorithm(tmp_path: Path, size: int) -> None:
+    check(tmp_path / "rows", [Run(0, some_rows(3, size))])
+
+
+def test_more_rows_than_one_system_call_takes(tmp_path: Path) -> None:
+    check(tmp_path / "rows", [Run(7, some_rows(2100, 300))])
+
+
+def test_nothing_to_write(tmp_path: Path) -> None:
+    check(tmp_path / "rows", [])
+    check(tmp_path / "rows", [Run(0, [])])
+
+
+LIMITED = """
+import resource, signal, sys
+from tensortrace.tracer import rows
+if sys.argv[2] == "numpy":
+    rows.LIBRARY = None
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+with open(sys.argv[1], "wb") as file:
+    try:
+        rows.write_runs(file.fileno(), [rows.Run(0, [memoryview(bytes([i]) * 300) for i in range(5)])])
+    except OSError as error:
+        print(error.errno)
+"""
+
+
+def test_a_write_that_stops_inside_a_row_is_an_error(tmp_path: Path, both_kernel_sets: str) -> None:
+    """The kernel writes up to the limit first; the rest is tried again, and refused."""
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "rows"), both_kernel_sets]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(errno.EFBIG)]
+    assert (tmp_path / "rows").read_bytes() == b"".join(bytes([i]) * 300 for i in range(5))[:1000]

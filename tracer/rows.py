@@ -1,0 +1,75 @@
+"""Writing rows of many tensors, and their checksums.
+
+Compiled (`rows.c`) where the package was built with a C compiler: it takes the interpreter once for all rows,
+which leaves it to the engine that runs meanwhile.
+"""
+
+import errno
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+
+IOV_MAX = 1024  # pieces of one write: Linux takes no more
+SHORT = 240  # bytes: XXH3 treats rows up to these in other ways, which rows.c leaves out
+
+Row = np.ndarray | memoryview  # contiguous, and a buffer to Python
+
+
+class Run(NamedTuple):
+    """Rows that lie side by side in the file from byte `offset` on."""
+
+    offset: int
+    rows: Sequence[Row]
+
+
+def _load() -> Any:
+    try:
+        return import_module("._rows", __package__)
+    except ImportError:
+        return None
+
+
+LIBRARY: Any = _load()
+
+
+def write_runs(fd: int, runs: Sequence[Run]) -> np.ndarray:
+    """Write them; gives the XXH3-64 of every row, uint64 [row].  OSError where the disk is full."""
+    rows = [row for run in runs for row in run.rows]
+    if LIBRARY is None:
+        for run in runs:
+            write_all(fd, run.rows, run.offset)
+        return np.array([*map(xxhash.xxh3_64_intdigest, rows)], np.uint64)
+    sums = np.zeros(len(rows), np.uint64)
+    LIBRARY.write_runs(fd, np.array([(run.offset, len(run.rows)) for run in runs], np.int64), rows, sums)
+    first = 0
+    for run in runs:
+        if run.rows and run.rows[0].nbytes <= SHORT:
+            sums[first : first + len(run.rows)] = [*map(xxhash.xxh3_64_intdigest, run.rows)]
+        first += len(run.rows)
+    return sums
+
+
+def write_all(fd: int, rows: Sequence[Row], offset: int) -> None:
+    """Write rows side by side from `offset` on; OSError where the disk is full."""
+    size = sum(row.nbytes for row in rows)
+    while size:
+        written = os.pwritev(fd, rows[:IOV_MAX], offset)
+        if written == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        offset, size = offset + written, size - written
+        rows = _end(rows, size)
+
+
+def _end(rows: Sequence[Row], size: int) -> list[Row]:
+    """The last `size` bytes of `rows`."""
+    kept: list[Row] = []
+    for row in reversed(rows if size else ()):
+        if not size:
+            break
+        kept.append(memoryview(row).cast("B")[-size:])
+        size -= kept[-1].nbytes
+    return kept[::-1]
