@@ -25,12 +25,10 @@ MASKED = -1e30  # scores at or below this are masked keys: -inf, -FLT_MAX and -1
 NEAR = 16  # |b|^2 / |d|^2 above which a·a and a·b follow from d without loss
 TINY = 1e-15  # where the largest difference is below this, float32 squares lose digits
 
-ADDED = (  # what adds up over blocks
-    *("count", "rows", "dd", "db", "bb", "aa", "row_error2", "vectors", "norm_a", "norm_b"),
-    *("nan_a", "nan_b", "inf_a", "inf_b", "masked_a", "masked_b", "mask_differs", "clashes"),
-)
-LARGEST = ("max_abs", "row_error", "top_a", "top_b")  # of what the largest over blocks is kept
-COLUMN = {name: i for i, name in enumerate((*ADDED, *LARGEST))}
+QUICK = difference.FIGURES
+EXACT = ("nan_a", "nan_b", "inf_a", "inf_b", "mask_differs", "clashes")  # 0 where all numbers are plain
+COLUMN = {name: i for i, name in enumerate((*QUICK, *EXACT))}
+LARGEST = slice(len(difference.ADDED), len(QUICK))  # the columns of which the largest is kept: others add up
 
 Result = tuple[int, np.ndarray, np.ndarray]
 
@@ -78,36 +76,47 @@ def measure_rows(piece: Piece, space: Workspace) -> Result:
     return by_step(piece, figures_of(piece, space))
 
 
+def measure_compiled(pieces: list[Piece], mapped: bool) -> list[Result]:
+    """The same of many pieces that `difference.usable` is true of; figures may end after those of QUICK."""
+    runs = [_runs(piece.step, len(piece.a)) for piece in pieces]
+    pairs = [_pair(piece, starts, mapped) for piece, (starts, _) in zip(pieces, runs)]
+    results = []
+    for piece, (_, steps), (figures, lost) in zip(pieces, runs, difference.figures(pairs)):
+        results.append((piece.tensor, steps, figures))
+        if lost.any():
+            again = cut(piece, np.flatnonzero(lost))
+            results.append(by_step(again, _exact(again)))
+    return results
+
+
+def _pair(piece: Piece, starts: np.ndarray | None, mapped: bool = False) -> difference.Pair:
+    valid = None if piece.valid is None else np.ascontiguousarray(piece.valid, np.int64)
+    floor = MASKED if piece.masked else None
+    return difference.Pair(piece.a, piece.b, starts, valid, piece.head_dim, floor, mapped)
+
+
 def figures_of(piece: Piece, space: Workspace) -> "Figures":
     """The figures of each row."""
     rows, width = piece.a.shape
-    table = np.zeros((len(COLUMN), rows))
-    table[COLUMN["count"]] = width if piece.valid is None else piece.valid
-    table[COLUMN["rows"]] = 1
-    height = rows if difference.usable(piece.a, piece.b) else max(1, BLOCK // width)
-    figures = Figures(table)
+    height = max(1, BLOCK // width)
+    figures = Figures.empty(piece)
     with np.errstate(all="ignore"):  # what overflows or is not finite is measured again
         for first in range(0, rows, height):
             part = slice(first, first + height)
-            _quick(cut(piece, part), Figures(table[:, part]), space)
+            _quick(cut(piece, part), Figures(figures.table[:, part]), space)
         lost = np.flatnonzero(~np.isfinite(figures["aa"] + figures["bb"]))
-        for first in range(0, len(lost), height):
-            at = lost[first : first + height]
-            again = Figures(table[:, at])
-            _exact(cut(piece, at), again)
-            table[:, at] = again.table
-        relative = np.where(figures["dd"] == 0, 0.0, figures["dd"] / figures["bb"])
-    figures["row_error2"] = np.where(np.isfinite(relative), relative, 4.0)  # a row of zeros is one row
-    figures["row_error"] = np.sqrt(figures["row_error2"])
+        if len(lost):
+            figures.table[:, lost] = _exact(cut(piece, lost)).table
+    figures.relate()
     return figures
 
 
 def by_step(piece: Piece, figures: "Figures") -> Result:
     """The rows' figures put together by step."""
     starts, steps = _runs(piece.step, len(piece.a))
-    sums = np.add.reduceat(figures.table[: len(ADDED)], starts, axis=1)
-    largest = np.maximum.reduceat(figures.table[len(ADDED) :], starts, axis=1)
-    return piece.tensor, steps, np.concatenate((sums, largest))
+    together = np.add.reduceat(figures.table, starts, axis=1)
+    together[LARGEST] = np.maximum.reduceat(figures.table[LARGEST], starts, axis=1)
+    return piece.tensor, steps, together
 
 
 class Figures:
@@ -115,6 +124,21 @@ class Figures:
 
     def __init__(self, table: np.ndarray):
         self.table = table
+
+    @classmethod
+    def empty(cls, piece: Piece) -> "Figures":
+        """Those of a piece's rows before anything of them is measured."""
+        figures = cls(np.zeros((len(COLUMN), len(piece.a))))
+        figures["count"] = piece.a.shape[1] if piece.valid is None else piece.valid
+        figures["rows"] = 1
+        return figures
+
+    def relate(self) -> None:
+        """Fill in each row's relative error."""
+        with np.errstate(all="ignore"):
+            relative = np.where(self["dd"] == 0, 0.0, self["dd"] / self["bb"])
+        self["row_error2"] = np.where(np.isfinite(relative), relative, 4.0)  # a row of zeros is one row
+        self["row_error"] = np.sqrt(self["row_error2"])
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.table[COLUMN[name]]
@@ -137,7 +161,9 @@ def _quick(piece: Piece, figures: Figures, space: Workspace) -> None:
     if x.dtype != y.dtype:
         x, y = x.astype(np.float64, copy=False), y.astype(np.float64, copy=False)
     if difference.usable(x, y):
-        _fused(piece, x, y, figures)
+        found, lost = difference.figures([_pair(piece._replace(a=x, b=y), None)])[0]
+        figures.table[: len(QUICK)] = found
+        figures["bb"][lost] = np.nan
         return
     if piece.valid is not None:
         x, y = _zero_padding(x, y, piece.valid, space)
@@ -160,25 +186,6 @@ def _quick(piece: Piece, figures: Figures, space: Workspace) -> None:
     _products(x, y, d, top > 0, piece.head_dim, figures)
     if not math.isfinite(top) or (0 < top < TINY and x.dtype == np.float32):
         figures["bb"] = np.nan
-
-
-def _fused(piece: Piece, x: np.ndarray, y: np.ndarray, figures: Figures) -> None:
-    """Fill in the figures by the compiled kernel."""
-    floor = MASKED if piece.masked else None
-    found = difference.figures(x, y, valid=piece.valid, head_dim=piece.head_dim, floor=floor)
-    made = dict(zip(difference.FIGURES, found))
-    hidden, ab, dd, bb = made.pop("hidden"), made.pop("ab"), made["dd"], made["bb"]
-    far = dd * NEAR > bb
-    made["db"] = np.where(far, ab - bb, made["db"])
-    made["aa"] = np.where(far, made["aa"], bb + 2 * made["db"] + dd)
-    bb[(made["max_abs"] > 0) & (made["max_abs"] < TINY)] = np.nan
-    for name, values in made.items():
-        figures[name] = values
-    if piece.masked:
-        figures["masked_a"] = figures["masked_b"] = hidden
-        figures["count"] -= hidden
-    if piece.head_dim:
-        figures["vectors"] = x.shape[1] // piece.head_dim
 
 
 def _products(
@@ -268,7 +275,17 @@ def _unmask(
     return cleared[0], cleared[1], hidden
 
 
-def _exact(piece: Piece, figures: Figures) -> None:
+def _exact(piece: Piece) -> Figures:
+    """The figures of each row in float64."""
+    figures, height = Figures.empty(piece), max(1, BLOCK // piece.a.shape[1])
+    for first in range(0, len(piece.a), height):
+        part = slice(first, first + height)
+        _exact_block(cut(piece, part), Figures(figures.table[:, part]))
+    figures.relate()
+    return figures
+
+
+def _exact_block(piece: Piece, figures: Figures) -> None:
     """Fill in the figures in float64, over the elements that are finite on both sides."""
     x, y = piece.a.astype(np.float64), piece.b.astype(np.float64)
     inside = np.ones(x.shape, bool) if piece.valid is None else np.arange(x.shape[1]) < piece.valid[:, None]

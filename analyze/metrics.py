@@ -14,7 +14,8 @@ from functools import cached_property
 
 import numpy as np
 
-from .blocks import ADDED, COLUMN, NEAR, Piece, Result, Workspace, cut, measure_rows
+from ..kernels import difference
+from .blocks import COLUMN, LARGEST, NEAR, Piece, Result, Workspace, cut, measure_compiled, measure_rows
 
 TASK = 1 << 21  # elements that a worker takes at a time
 
@@ -34,12 +35,12 @@ class Measured:
 
     def add(self, results: list[Result]) -> None:
         """Count the figures of some rows in."""
-        added = len(ADDED)
         for tensor, steps, figures in results:
             first, last = int(steps[0]), int(steps[-1]) + 1
             at = slice(first, last) if last - first == len(steps) else steps  # a view is quicker to add to
-            self.table[:added, tensor, at] += figures[:added]
-            self.table[added:, tensor, at] = np.maximum(self.table[added:, tensor, at], figures[added:])
+            largest = np.maximum(self.table[LARGEST, tensor, at], figures[LARGEST])
+            self.table[: len(figures), tensor, at] += figures
+            self.table[LARGEST, tensor, at] = largest
 
     def total(self, name: str) -> np.ndarray:
         """One column of the table [tensor, step]."""
@@ -131,18 +132,22 @@ def _ratio_root(squares: np.ndarray, by: np.ndarray) -> np.ndarray:
 def measure(pieces: Iterable[Piece], tensors: int, steps: int, workers: int | None = None) -> Measured:
     """Measure every piece; memory is a few blocks a worker, mapped pages are given back as they are done.
 
-    Mapped pieces are all prepared first: every call of HDF5 would wait for the workers to let go of the
-    interpreter.  Others (of compressed traces) are in memory and done with at once.
+    The compiled kernel measures mapped pieces while others are prepared.  Without it they are all prepared
+    first: every call of HDF5 would wait for the workers to let go of the interpreter.  Pieces of compressed
+    traces are in memory and done with at once.
     """
-    measured, mapped = Measured.empty(tensors, steps), []
-    for task in _tasks(pieces):
-        if all(mapping(piece.a) and mapping(piece.b) for piece in task):
-            mapped.append(task)
-        else:
-            measured.add(_work(task))
+    measured, waiting, running = Measured.empty(tensors, steps), [], []
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for results in pool.map(_work, mapped):
-            measured.add(results)
+        for task in _tasks(pieces):
+            if not all(mapping(piece.a) and mapping(piece.b) for piece in task):
+                measured.add(_work(task, False))
+            elif all(difference.usable(piece.a, piece.b) for piece in task):
+                running.append(pool.submit(_work, task, True))
+            else:
+                waiting.append(task)
+        running += [pool.submit(_work, task, True) for task in waiting]
+        for each in running:
+            measured.add(each.result())
     return measured
 
 
@@ -165,13 +170,16 @@ def _tasks(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _work(batch: list[Piece]) -> list[Result]:
+def _work(batch: list[Piece], mapped: bool) -> list[Result]:
     """Measure the pieces of one task."""
-    space, results = Workspace(), []
-    for piece in batch:
-        results.append(measure_rows(piece, space))
-        give_back(piece.a)
-        give_back(piece.b)
+    compiled = [piece for piece in batch if difference.usable(piece.a, piece.b)]
+    results = measure_compiled(compiled, mapped) if compiled else []
+    space = Workspace()
+    for piece in batch if len(compiled) < len(batch) else ():
+        if not difference.usable(piece.a, piece.b):
+            results.append(measure_rows(piece, space))
+            give_back(piece.a)
+            give_back(piece.b)
     return results
 
 

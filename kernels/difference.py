@@ -23,9 +23,9 @@ Found = tuple[np.ndarray, np.ndarray]
 class Pair(NamedTuple):
     """Two float32 matrices [row, width], C-contiguous.
 
-    Rows from one of `starts` (int64, ascending from 0) to the next belong together (None: each stands alone);
-    `head_dim` splits rows into vectors (0: none); numbers at or below `floor` are hidden; of each row the first
-    `valid` (int64 [row]) numbers count.  `mapped` says that both are mapped from files.
+    Rows from one of `starts` (int64, ascending from 0) to the next belong together (None: each by itself);
+    `head_dim` splits rows into vectors (0: none); numbers at or below `floor` are hidden; of each row the
+    first `valid` (int64 [row]) numbers count.  `mapped` says that both are mapped from files.
     """
 
     a: np.ndarray
@@ -44,13 +44,13 @@ def usable(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def figures(pairs: Sequence[Pair]) -> list[Found]:
-    """FIGURES of the rows that belong together, float64 [figure, group], and which rows are not in, bool [row].
+    """FIGURES of the rows that belong together, float64 [figure, group], and which rows are left out [row].
 
     With d = a - b: how many numbers and rows; d·d, d·b, b·b, a·a; the sum of d·d / b·b over rows; how many
     vectors, and the sums of the L2 norms of a's and b's; how many numbers are hidden; the largest |d| and
     |d| / |b|, and with a `floor` the largest |a| and |b|.  Hidden numbers count as 0.  512 terms at most are
-    summed in float32, the rest in float64: rows for which that does not do (NaN, squares that leave float32, a
-    number that only one side hides) are left out.  The pages of mapped matrices are given back.
+    summed in float32, the rest in float64: rows for which that does not do (NaN, squares that leave float32,
+    a number that only one side hides) are left out.  The pages of mapped matrices are given back.
     """
     found = [_empty(pair) for pair in pairs]
     # the interpreter is let go of once for all of them

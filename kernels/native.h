@@ -8,14 +8,27 @@
 #define VECTORISED
 #endif
 
-/* The figures of a row, as kernels/difference.py names them. */
-enum { DD, DB, AB, BB, AA, NORM_A, NORM_B, HIDDEN, MAX_ABS, TOP_A, TOP_B, DIFFERENCES };
+/* The figures of rows, as kernels/difference.py names them: those before MAX_ABS add up. */
+enum {
+  COUNT, ROWS, DD, DB, BB, AA, ROW_ERROR2, VECTORS, NORM_A, NORM_B, MASKED_A, MASKED_B,
+  MAX_ABS, ROW_ERROR, TOP_A, TOP_B,
+  DIFFERENCES
+};
 
-/* a, b [rows][width] -> out [DIFFERENCES][rows].  Of a row the first valid[row] numbers count (null: all);
- * head_dim > 0 splits it into vectors; numbers at or below *masked stand for nothing (null: all count), and
- * where only one side has one BB is NaN. */
-void differ(const float *a, const float *b, long rows, long width, const long long *valid, long head_dim,
-            const float *masked, double *out);
+/* Two matrices a, b [rows][width].  Rows from one of `starts` [groups] to the next belong together (null: each
+ * is a group).  Of a row the first valid[row] numbers count (null: all); head_dim > 0 splits it into vectors;
+ * where `masked`, numbers at or below `floor` stand for nothing.  `mapped`: both are pages of files. */
+typedef struct {
+  const float *a, *b;
+  long rows, width, groups, head_dim;
+  const long long *starts, *valid;
+  int masked, mapped;
+  float floor;
+} Pair;
+
+/* The figures of a pair -> out [DIFFERENCES][groups], but for rows that are to be measured in float64: these
+ * are marked in lost [rows], which is all 0 before.  Pages of files are given back. */
+void differ(const Pair *pair, double *out, char *lost);
 
 /* How a weight type of GGUF is stored: weights and bytes of a block, weights that share a scale. */
 typedef struct {
