@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import Any
 
 import h5py
@@ -147,6 +148,7 @@ _INTEGERS = tuple(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16
 _NUMBERS = ("float16", "float32", "float64", *_INTEGERS)
 
 
+@cache
 def numpy_dtype(name: str) -> np.dtype:
     """The NumPy dtype of a stored type's name; bfloat16 and float8 come from ml_dtypes."""
     if name in _FLOATS:
@@ -156,6 +158,7 @@ def numpy_dtype(name: str) -> np.dtype:
     return np.dtype(name)
 
 
+@cache
 def h5_type(name: str) -> h5py.h5t.TypeID:
     """The HDF5 type in which `name` shows as numbers in any HDF5 tool."""
     if name not in _FLOATS:

@@ -171,8 +171,8 @@ class Trace:
             raise TraceError(f"{self.path} has no tensor {key}") from None
 
     @cached_property
-    def _map(self) -> np.memmap:
-        return np.memmap(self.path, np.uint8, "r")
+    def _map(self) -> np.ndarray:
+        return np.asarray(np.memmap(self.path, np.uint8, "r"))  # a plain array is quicker to take views of
 
     def _rows(self, spec: TensorSpec, place: Place) -> np.ndarray:
         """What lies there: mapped where the dataset is contiguous, read through HDF5 where it is not."""
