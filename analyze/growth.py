@@ -17,6 +17,7 @@ tensor that they belong to and arrays over steps.  `gain` is how much an op can 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,14 +93,23 @@ class Part(NamedTuple):
         return self._replace(noise=change(self.noise), full=change(self.full))
 
 
-def typical(parts: Sequence[Part], which: str) -> np.ndarray:
+def typical(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
     """The error to expect where the parts are upper ends: the worst input's, and the op's own rounding.
 
-    Real models show no more than this: errors that come by several ways do not add up over the layers.
+    In full, and what of it is noise.  Real models show no more than this: errors that come by several ways do
+    not add up over the layers.
     """
-    own = sum(getattr(part, which) for part in parts if not part.inherited)
-    taken = [getattr(part, which) / np.maximum(part.gain, 1.0) for part in parts if part.inherited]
-    return np.minimum(np.hypot(TYPICAL * own, np.maximum.reduce(taken) if taken else 0.0), LARGEST)
+    own, inherited = [], []
+    for part in parts:
+        (inherited if part.inherited else own).append(part)
+    gains = [np.maximum(part.gain, 1.0) for part in inherited]
+    full = [part.full / gain for part, gain in zip(inherited, gains)]
+    noise = [part.noise / gain for part, gain in zip(inherited, gains)]
+    return _expected(sum(part.full for part in own), full), _expected(sum(part.noise for part in own), noise)
+
+
+def _expected(own: np.ndarray | int, taken: list[np.ndarray]) -> np.ndarray:
+    return np.minimum(np.hypot(TYPICAL * own, reduce(np.maximum, taken) if taken else 0.0), LARGEST)
 
 
 class Op(NamedTuple):
@@ -187,7 +197,8 @@ def _ratio(above: np.ndarray | None, below: np.ndarray | None) -> np.ndarray | f
     if above is None or below is None:
         return UNKNOWN_RATIO
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(above / below, nan=UNKNOWN_RATIO, posinf=UNKNOWN_RATIO)
+        ratio = above / below
+    return np.where(ratio < np.inf, ratio, UNKNOWN_RATIO)
 
 
 def _scores(op: Op) -> Iterator[Part]:

@@ -40,6 +40,7 @@ BIN_SHARE = 6.0  # numbers that change the bin of a histogram (of powers of 2) f
 ONE_FACTOR = 0.9  # the share of a difference that a common factor explains where it is no accident
 MANY = 64  # elements from which on this can be told
 MOST_LAYERS = 1000  # a file that states more is not believed
+HUGE = float(np.finfo(float).max)  # what an infinite error counts as
 DEEPEST = 50  # how many tensors that were not recorded are passed through on the way to one that was
 
 STATUSES = ("", "match", "rounding", "inherited", "diverged")
@@ -53,7 +54,6 @@ class Noise:
         a, b = alignment.a, alignment.b
         self.keys, self._index, self._measured = alignment.keys, alignment.index, measured
         self._specs = {base_name(key): spec for key, spec in (a.specs | b.specs).items()}
-        self._dtypes = [(a.specs[key].dtype, b.specs[key].dtype) for key in self.keys]
         self._wiring = Wiring(a.specs, b.specs, _layers(b.trace.header))
         self._sides = tuple((Precision.of(side.trace.header), side.specs) for side in (a, b))
         self._positions = np.array([step.kv_len - 1 for step in a.steps], float)
@@ -62,6 +62,7 @@ class Noise:
         self._norm, self._scale_of = measured.mag_b, measured.scale
         self._compared, self._equal = measured.compared, measured.equal
         self._broken = (measured.total("clashes") + measured.total("mask_differs")) > 0
+        self._stored = self._storage([(a.specs[key].dtype, b.specs[key].dtype) for key in self.keys])
         self.printed = Printed(alignment, measured)
         self._errors: dict[Key, Error] = {}
         self.noise = np.full(self._nrmse.shape, np.nan)
@@ -74,6 +75,9 @@ class Noise:
                 self._error(Key(layer, "resid_out") if layer >= 0 else Key(None, "embd"))
                 layer += 1
             self._judge(index, key)
+        for figures in (self.noise, self.added):
+            figures[~self._compared] = np.nan
+        self.status[~self._compared] = 0
 
     def first(self) -> tuple[int, int] | None:
         """The first diverged tensor as (index of its key, step): by step, then execution order."""
@@ -107,15 +111,15 @@ class Noise:
         parts, tainted = self._parts(index, key)
         noise = np.minimum(sum(part.noise for part in parts), MOST)
         inherited = sum((part.full for part in parts if part.inherited), np.zeros_like(noise))
+        nrmse = self._nrmse[index]
         broken = self._broken[index] | self.printed.off(index, noise)
-        error = np.where(broken | np.isnan(self._nrmse[index]), np.inf, self._nrmse[index])
+        error = np.where(broken | np.isnan(nrmse), np.inf, nrmse)
         explained = tainted & ((error <= noise + inherited) | broken)
-        equal = self._equal[index] & (key not in self.printed.keys)  # printed digits cannot tell
-        status = np.select([equal, error <= noise, explained], [MATCH, ROUNDING, INHERITED], default=DIVERGED)
-        compared = self._compared[index]
-        self.status[index] = np.where(compared, status, 0)
-        self.noise[index] = np.where(compared, noise, np.nan)
-        self.added[index] = np.where(compared, np.maximum(self._nrmse[index] - inherited, 0), np.nan)
+        status = np.where(error <= noise, ROUNDING, np.where(explained, INHERITED, DIVERGED))
+        if key not in self.printed.keys:  # printed digits cannot tell
+            status[self._equal[index]] = MATCH
+        self.status[index], self.noise[index] = status, noise
+        self.added[index] = np.maximum(nrmse - inherited, 0)
         if not key.name.endswith(".hist"):
             self._remember(index, key, parts, tainted | (status == DIVERGED))
 
@@ -123,7 +127,7 @@ class Noise:
         """What the threshold of a compared tensor is the sum of, and whether it depends on what diverged."""
         base = base_name(key)
         reasons, tainted = self._reasons(base, self._rms[index] if key == base else None)
-        parts = [*self._statistic(index, key, reasons), self._stored(index)]
+        parts = [*self._statistic(index, key, reasons), self._stored[index]]
         if key.name == "scores":
             random = np.where(self._one_factor(index) & ~tainted, 0.0, 1.0)
             parts = [part.mapped(lambda e: e * random) if part.inherited else part for part in parts]
@@ -140,12 +144,17 @@ class Noise:
         own = np.abs(factor / np.where(brought == 0, 1, brought) - 1) > np.abs(factor - 1) / 2
         return (count >= MANY) & own & (db * db > ONE_FACTOR * dd * bb)
 
-    def _stored(self, index: int) -> Part:
-        ours, theirs = self._dtypes[index]
+    def _storage(self, dtypes: list[tuple[str, str]]) -> list[Part]:
+        """What rounding to the two stored types adds to each tensor, by these of each."""
+        count = self._measured.total("count")
         with np.errstate(invalid="ignore"):
-            rms, count = self._rms[index], self._measured.total("count")[index]
-            amount = np.hypot(*(roundoff.storage(dtype, rms, count) for dtype in (ours, theirs)))
-        return Part(f"stored as {ours} and {theirs}", amount, amount)
+            found = {
+                pair: np.hypot(*(roundoff.storage(dtype, self._rms, count) for dtype in pair))
+                for pair in set(dtypes)
+            }
+        amounts = [found[pair][index] for index, pair in enumerate(dtypes)]
+        texts = [f"stored as {ours} and {theirs}" for ours, theirs in dtypes]
+        return [Part(text, amount, amount) for text, amount in zip(texts, amounts)]
 
     def _statistic(self, index: int, key: Key, parts: list[Part]) -> list[Part]:
         """What the reasons for a tensor's error mean for a statistic of it."""
@@ -162,14 +171,14 @@ class Noise:
 
         Below a diverged tensor noise cannot be measured any more: it is taken to be what it was above.
         """
-        compared, estimate = self._compared[index], growth.typical(parts, "full")
-        hidden = np.minimum(self.printed.precision[index], growth.typical(parts, "noise"))  # by printing
+        compared, (estimate, noise) = self._compared[index], growth.typical(parts)
+        hidden = np.minimum(self.printed.precision[index], noise)  # by printing
         whole, rows = (
-            np.nan_to_num(np.where(compared, error[index] + hidden, estimate))
+            np.minimum(np.fmax(np.where(compared, error[index] + hidden, estimate), 0), HUGE)
             for error in (self._nrmse, self._rows)
         )
         largest = np.where(compared, self._measured.total("max_abs")[index], np.inf)
-        healthy = growth.typical(parts, "noise") / np.maximum(np.maximum(whole, rows), 1e-300)
+        healthy = noise / np.maximum(np.maximum(whole, rows), 1e-300)
         unsound = np.where(tainted, 1 - np.minimum(healthy, 1), 0.0)
         found = Error(whole, rows, largest, unsound, tainted)
         if key == base_name(key):
@@ -208,7 +217,7 @@ class Noise:
             self._errors[key] = Error(nothing, nothing, None, nothing, nothing > 0)  # also ends a circle
             if depth < DEEPEST and key not in self._index:
                 reasons, tainted = self._reasons(key, None, depth)
-                full, noise = growth.typical(reasons, "full"), growth.typical(reasons, "noise")
+                full, noise = growth.typical(reasons)
                 unsound = 1 - noise / np.maximum(full, 1e-300)
                 self._errors[key] = Error(full, full, None, np.where(tainted, unsound, 0.0), tainted)
         return self._errors[key]
