@@ -82,6 +82,10 @@ class Layout:
         """Where a recorded decode step comes among these: consecutive ones have neighbouring rows."""
         return self._decode_index[step]
 
+    def joined_row(self, step: int) -> int:
+        """Where the first recorded row of a step comes among those of all steps."""
+        return self._first[step]
+
     def datasets(self, spec: TensorSpec) -> list[Place]:
         """A place in each dataset of a tensor."""
         return [self.place(spec, step) for step in ([0] if spec.joined else self._block_steps)]

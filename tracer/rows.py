@@ -14,7 +14,6 @@ import numpy as np
 import xxhash
 
 IOV_MAX = 1024  # pieces of one write: Linux takes no more
-SHORT = 240  # bytes: XXH3 treats rows up to these in other ways, which rows.c leaves out
 
 Row = np.ndarray | memoryview  # contiguous, and a buffer to Python
 
@@ -43,14 +42,27 @@ def write_runs(fd: int, runs: Sequence[Run]) -> np.ndarray:
         for run in runs:
             write_all(fd, run.rows, run.offset)
         return np.array([*map(xxhash.xxh3_64_intdigest, rows)], np.uint64)
-    sums = np.zeros(len(rows), np.uint64)
+    sums = np.empty(len(rows), np.uint64)
     LIBRARY.write_runs(fd, np.array([(run.offset, len(run.rows)) for run in runs], np.int64), rows, sums)
-    first = 0
-    for run in runs:
-        if run.rows and run.rows[0].nbytes <= SHORT:
-            sums[first : first + len(run.rows)] = [*map(xxhash.xxh3_64_intdigest, run.rows)]
-        first += len(run.rows)
     return sums
+
+
+def write_columns(fd: int, columns: np.ndarray, blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Write what blocks of bytes hold of several tensors; gives the XXH3-64s, uint64 [block, tensor].
+
+    `columns` int64 [tensor, 3]: where a tensor's rows begin in every block, the bytes of a row, and where in
+    the file the first block's lies, the others' behind it.
+    """
+    if LIBRARY is not None:
+        sums = np.empty((len(blocks), len(columns)), np.uint64)
+        LIBRARY.write_columns(fd, columns, list(blocks), sums)
+        return sums
+    views = [memoryview(block) for block in blocks]
+    runs = [
+        Run(offset, [view[begin : begin + size] for view in views])
+        for begin, size, offset in columns.tolist()
+    ]
+    return write_runs(fd, runs).reshape(len(columns), len(blocks)).T
 
 
 def write_all(fd: int, rows: Sequence[Row], offset: int) -> None:

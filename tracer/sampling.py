@@ -31,7 +31,7 @@ class Sampler:
     def __call__(self, logits: np.ndarray) -> int:
         """logits [vocab] -> id.  A broken engine's NaN and infinities give the largest number, or id 0."""
         if self.sampling.temperature == 0 or not np.isfinite(logits.max()):
-            return int(np.argmax(np.nan_to_num(logits, nan=-np.inf)))
+            return _largest(logits)
         order = np.argsort(-logits.astype(np.float64), kind="stable")
         if self.sampling.top_k:
             order = order[: self.sampling.top_k]
@@ -41,3 +41,8 @@ class Sampler:
         keep = int(np.searchsorted(np.cumsum(probs), self.sampling.top_p)) + 1
         probs = probs[:keep] / probs[:keep].sum()
         return int(order[self._random.choice(len(probs), p=probs)])
+
+
+def _largest(logits: np.ndarray) -> int:
+    best = int(np.argmax(logits))  # the first NaN, where there is one
+    return int(np.argmax(np.where(np.isnan(logits), -np.inf, logits))) if np.isnan(logits[best]) else best

@@ -30,14 +30,16 @@ class Stage:
         last: list[int] = []
         for key, (steps, arrays) in self._kept.items():
             if steps != last:  # most tensors have the same steps as the one before
-                last, bounds = steps, self._bounds(steps)
+                last, bounds = steps, neighbours(self._layout, steps)
             for first, end in pairwise(bounds):
                 yield key, steps[first:end], arrays[first:end]
 
-    def _bounds(self, steps: list[int]) -> list[int]:
-        """Where runs of steps begin and end whose rows follow each other."""
-        rows = [self._layout.decode_row(step) for step in steps]
-        return [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(steps)]
+
+def neighbours(layout: Layout, steps: list[int]) -> list[int]:
+    """Where runs of recorded decode steps begin and end whose rows follow each other."""
+    rows = [(layout.joined_row(step), layout.decode_row(step)) for step in steps]
+    breaks = (np.diff(rows, axis=0) != 1).any(1) if len(rows) > 1 else np.zeros(0, bool)
+    return [0, *(np.flatnonzero(breaks) + 1).tolist(), len(steps)]
 
 
 def as_stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

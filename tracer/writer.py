@@ -9,7 +9,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Sequence
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,10 +22,10 @@ from .errors import TraceError
 from .format import ROW_AXES, Header, Step, TensorSpec, numpy_dtype
 from .layout import Layout
 from .names import Key
-from .packed import Pending, Places, let_go
-from .rows import Row, Run, write_all, write_runs
-from .stage import Stage, as_stored, padded
-from .structure import PIECE_BYTES, create
+from .packed import Pending, Place, Places, let_go
+from .rows import Row, Run, write_all, write_columns, write_runs
+from .stage import Stage, as_stored, neighbours, padded
+from .structure import PIECE_BYTES, Slot, create
 
 BUFFER_BYTES = 256 << 20  # of arrays that wait for the writer thread
 FLUSH_SECONDS = 0.25  # decode steps are gathered this long: their rows are neighbours, so one write does
@@ -67,6 +67,7 @@ class TraceWriter:
         self._stage = Stage(self._layout)  # the decode steps since the last flush
         self._blocks: dict[int, Pending] = {}  # the same of an engine that hands over whole steps
         self._places: Places = {}
+        self._in_blocks: _InBlocks
         self._shapes: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
         self._ended: list[int] = []
         self._last_flush = time.monotonic()
@@ -110,13 +111,13 @@ class TraceWriter:
         self, start: int, ids: Sequence[int] | np.ndarray, pieces: Sequence[bytes] | None = None
     ) -> None:
         """Record the ids (and texts) of the tokens from index `start` on."""
-        self._put(self._write_rows, "/tokens", start, np.asarray(ids, np.int32))
+        self._put(self._write_rows, "/tokens", start, np.asarray(ids, np.int32), soon=False)
         if pieces is not None:
-            self._put(self._write_rows, "/pieces", start, np.array(pieces, f"S{PIECE_BYTES}"))
+            self._put(self._write_rows, "/pieces", start, np.array(pieces, f"S{PIECE_BYTES}"), soon=False)
 
     def write_generated(self, index: int, token: int) -> None:
         """Record the token that was generated as number `index` of the new ones."""
-        self._put(self._write_rows, "/generated", index, np.array([token], np.int32))
+        self._put(self._write_rows, "/generated", index, np.array([token], np.int32), soon=False)
 
     def end_step(self, step: int) -> None:
         """Everything of `step` was handed over: it counts as flushed once the writer gets here."""
@@ -214,7 +215,10 @@ class TraceWriter:
             self._write_checksums(step, column, self._checksums[step, column : column + 1])
 
     def _keep_block(self, step: int, block: Pending, places: Places) -> None:
-        self._blocks[step], self._places = block, places
+        if places is not self._places:
+            self._write_blocks()
+            self._places, self._in_blocks = places, _InBlocks(places, self.tensors, self._slots, self._column)
+        self._blocks[step] = block
         if len(self._blocks) * block.nbytes >= FLUSH_BYTES:
             self._write_blocks()
 
@@ -255,19 +259,24 @@ class TraceWriter:
         steps, blocks = list(self._blocks), list(self._blocks.values())
         self._blocks = {}
         try:
-            raws = [memoryview(np.asarray(block)) for block in blocks]
-            found: list[Neighbours] = []
-            for key, place in self._places.items() if raws else ():
-                if key in self.tensors:
-                    stored = numpy_dtype(self.tensors[key].dtype)
-                    rows: list[Row] = [raw[place.span] for raw in raws]
-                    if stored != place.dtype:
-                        rows = [_bytes(as_stored(np.frombuffer(row, place.dtype), stored)) for row in rows]
-                    found.append((key, steps, rows))
-            self._write_neighbours(found)
+            arrays = [np.asarray(block) for block in blocks]
+            for first, last in pairwise(neighbours(self._layout, steps)) if steps else ():
+                self._write_columns(steps[first:last], arrays[first:last])
         finally:
             for block in blocks:
                 block.release()
+
+    def _write_columns(self, steps: list[int], blocks: list[np.ndarray]) -> None:
+        """Write the rows that blocks of neighbouring steps hold."""
+        tensors = self._in_blocks
+        rows = np.where(tensors.joined, self._layout.joined_row(steps[0]), self._layout.decode_row(steps[0]))
+        begin, size, offset = tensors.columns.T
+        columns = np.stack((begin, size, offset + rows * size), axis=1)
+        sums = write_columns(self._fd, columns, blocks)
+        self._checksums[np.ix_(steps, tensors.numbers)] = np.maximum(sums, 1)  # 0: not written
+        self.bytes_written += int(size.sum()) * len(steps)
+        converted = [(key, steps, _stored(blocks, self._places[key], dtype)) for key, dtype in tensors.others]
+        self._write_neighbours(converted)
 
     def _write_neighbours(self, found: list[Neighbours]) -> None:
         """Write rows of bytes, and keep their checksums."""
@@ -277,11 +286,10 @@ class TraceWriter:
             slot = self._slots[place.path]
             runs.append(Run(slot.offset + place.first * slot.row_bytes, rows))
             self.bytes_written += len(rows) * slot.row_bytes
-        sums, first = write_runs(self._fd, runs), 0
-        sums[sums == 0] = 1  # 0: not written
-        for key, steps, _ in found:
-            self._checksums[steps, self._column[key]] = sums[first : first + len(steps)]
-            first += len(steps)
+        numbers = np.repeat([self._column[key] for key, _, _ in found], [len(steps) for _, steps, _ in found])
+        where = [step for _, steps, _ in found for step in steps]
+        if found:
+            self._checksums[where, numbers] = np.maximum(write_runs(self._fd, runs), 1)  # 0: not written
 
     def _write_checksums(self, step: int, column: int, sums: np.ndarray) -> None:
         offset = self._slots["/steps/checksums"].offset + (step * len(self.tensors) + column) * 8
@@ -294,6 +302,34 @@ class TraceWriter:
     def _pwrite(self, data: memoryview, offset: int) -> None:
         write_all(self._fd, [data], offset)
         self.bytes_written += data.nbytes
+
+
+class _InBlocks:
+    """The tensors in an engine's blocks.
+
+    Of those that are stored as they are there: `columns` [tensor, (begin, size, offset of row 0)], `numbers`
+    in the catalog and `joined`, whether they have a row for every token.  `others` are of another type.
+    """
+
+    def __init__(
+        self, places: Places, specs: dict[Key, TensorSpec], slots: dict[str, Slot], number: dict[Key, int]
+    ):
+        here = {key: numpy_dtype(specs[key].dtype) for key in places if key in specs}
+        same = [key for key, dtype in here.items() if dtype == places[key].dtype]
+        self.others = [(key, dtype) for key, dtype in here.items() if dtype != places[key].dtype]
+        self.numbers = [number[key] for key in same]
+        self.joined = np.array([specs[key].joined for key in same], bool)
+        found = [slots[key.path if specs[key].joined else f"{key.path}/decode"] for key in same]
+        for key, slot in zip(same, found):
+            if places[key].nbytes != slot.row_bytes:
+                raise TraceError(f"{key}: {places[key].nbytes} bytes a step, announced as {slot.row_bytes}")
+        table = [(places[key].offset, slot.row_bytes, slot.offset) for key, slot in zip(same, found)]
+        self.columns = np.array(table, np.int64).reshape(-1, 3)
+
+
+def _stored(blocks: list[np.ndarray], place: Place, dtype: np.dtype) -> list[Row]:
+    """A tensor's rows in several blocks, each as it is stored."""
+    return [_bytes(as_stored(block[place.span].view(place.dtype), dtype)) for block in blocks]
 
 
 def _bytes(array: np.ndarray) -> memoryview:

@@ -10,7 +10,7 @@ import pytest
 import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tensortrace.tracer.rows import SHORT, Run, write_runs
+from tensortrace.tracer.rows import LIBRARY, Run, write_columns, write_runs
 
 pytestmark = pytest.mark.usefixtures("both_kernel_sets")
 
@@ -41,7 +41,35 @@ def test_rows_lie_where_they_belong(tmp_path: Path, shapes: list[tuple[int, int,
     check(tmp_path / "rows", runs)
 
 
-@pytest.mark.parametrize("size", [1, SHORT, SHORT + 1, 256, 257, 1023, 1024, 1025, 65_536, 1_000_003])
+@pytest.mark.parametrize(
+    "size",
+    [
+        1,
+        3,
+        4,
+        8,
+        9,
+        16,
+        17,
+        32,
+        33,
+        64,
+        65,
+        96,
+        97,
+        128,
+        129,
+        240,
+        241,
+        256,
+        257,
+        1023,
+        1024,
+        1025,
+        65_536,
+        1_000_003,
+    ],
+)
 def test_checksums_at_the_seams_of_the_algorithm(tmp_path: Path, size: int) -> None:
     check(tmp_path / "rows", [Run(0, some_rows(3, size))])
 
@@ -76,3 +104,29 @@ def test_a_write_that_stops_inside_a_row_is_an_error(tmp_path: Path, both_kernel
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(errno.EFBIG)]
     assert (tmp_path / "rows").read_bytes() == b"".join(bytes([i]) * 300 for i in range(5))[:1000]
+
+
+def test_columns_of_blocks(tmp_path: Path) -> None:
+    blocks = some_rows(300, 1000)
+    columns = np.array([(0, 36, 5), (40, 700, 11_000), (900, 1, 3)], np.int64)
+    columns[2, 2] = 300_000
+    with (tmp_path / "rows").open("wb") as file:
+        sums = write_columns(file.fileno(), columns, blocks)
+    data = (tmp_path / "rows").read_bytes()
+    for number, (begin, size, offset) in enumerate(columns.tolist()):
+        rows = [block[begin : begin + size].tobytes() for block in blocks]
+        assert data[offset : offset + 300 * size] == b"".join(rows)
+        assert sums[:, number].tolist() == [xxhash.xxh3_64_intdigest(row) for row in rows]
+
+
+@pytest.mark.cxx
+def test_rows_outside_of_their_block_are_refused(tmp_path: Path) -> None:
+    with (tmp_path / "rows").open("wb") as file:
+        for column in ((0, 101, 0), (90, 11, 0), (-1, 5, 0)):
+            with pytest.raises(ValueError, match="do not fit together"):
+                LIBRARY.write_columns(
+                    file.fileno(),
+                    np.array([column], np.int64),
+                    some_rows(2, 100),
+                    np.empty((2, 1), np.uint64),
+                )
