@@ -19,6 +19,7 @@ QUERY_BLOCK = 128  # queries per block: keeps a block of scores inside the L2 ca
 TILE = 128  # keys per tile of the online softmax
 EXTRAS = ("scores", "probs", "m", "l", "m_tiles", "l_tiles")
 
+MERGED = 4096  # of attention_decode.cu
 MAX_DIM = 256  # head size of the CUDA kernels
 BLOCKS = {64: (64, 64), 128: (64, 64), 256: (32, 32)}  # head size rounded up -> queries, keys of a block
 EXPRESSIONS = {
@@ -312,7 +313,8 @@ def _decode(
     _, heads, dim = q.shape
     group = heads // kv_heads
     chunk, chunks = _chunks(max_keys, kv_heads, tile)
-    shared = 4 * max((group + 32) * (4 * gpu.cdiv(dim, 4) + 4) + group * chunk, 2 * chunks)
+    merged = max(1, min(group, MERGED // chunks)) * 2 * (chunks + 1)
+    shared = 4 * max((group + 32) * (4 * gpu.cdiv(dim, 4) + 4) + group * chunk, merged)
     finished = workspace[-kv_heads:].view(np.int32)
     args = (*args, np.int32(chunk), workspace, finished)
     expression = f"attention_decode<{gpu.storage(q)}>"

@@ -12,7 +12,9 @@ __global__ void __launch_bounds__(128, 4)
                      const float* __restrict__ sinks, const int* __restrict__ kv_len, T* __restrict__ out, float* scores, float* probs,
                      float* m_out, float* l_out, float* m_tiles, float* l_tiles, Problem p, int chunk,
                      float* partial, int* finished) {
-  constexpr int KEYS = 32;  // keys in shared memory at a time
+  constexpr int KEYS = 32;      // keys in shared memory at a time
+  constexpr int AHEAD = 8;      // scores that a thread turns into probabilities at a time
+  constexpr int MERGED = 4096;  // m and l of this many chunks, over all heads, that are merged at a time
   const int kv_head = blockIdx.y, group = p.heads / p.kv_heads, first_head = kv_head * group;
   const int keys = kv_len ? *kv_len : p.max_keys;
   const int tile_chunks = (p.tile + chunk - 1) / chunk;
@@ -92,49 +94,82 @@ __global__ void __launch_bounds__(128, 4)
   __syncthreads();  // everybody has read *last
   if (threadIdx.x == 0) finished[kv_head] = 0;
 
-  float* ms = shared;           // [chunk], then exp(m of the chunk - final m)
-  float* ls = shared + chunks;  // [chunk]
-  for (int head = first_head; head < first_head + group; ++head) {
-    for (int c = threadIdx.x; c < chunks; c += blockDim.x) {
-      ms[c] = __ldcg(all_m + c * p.heads + head);  // written by other blocks: not through L1
-      ls[c] = __ldcg(all_l + c * p.heads + head);
+  // A few heads at a time, as many as the shared memory has room for.
+  const int batch = max(1, min(group, MERGED / (int)gridDim.x));
+  float* ms = shared;               // [head, chunk], then exp(m of the chunk - final m)
+  float* ls = ms + batch * chunks;  // [head, chunk]
+  float* final_m = ls + batch * chunks;
+  float* final_l = final_m + batch;
+  for (int base = first_head; base < first_head + group; base += batch) {
+    const int count = min(batch, first_head + group - base);
+    for (int i = threadIdx.x; i < count * chunks; i += blockDim.x) {
+      const int at = i % chunks * p.heads + base + i / chunks;
+      ms[i] = __ldcg(all_m + at);  // written by other blocks: not through L1
+      ls[i] = __ldcg(all_l + at);
     }
     __syncthreads();
-    const float sink = sinks ? sinks[head] : -infinity();
-    float m = sink, l = 0.0f;
-    for (int c = lane; c < chunks; c += 32) m = fmaxf(m, ms[c]);
-    m = warp_max(m);
-    for (int c = lane; c < chunks; c += 32) l += ls[c] * weight(ms[c], m);
-    l = warp_sum(l) + weight(sink, m);
-    if (threadIdx.x == 0 && m_out) m_out[head] = m;
-    if (threadIdx.x == 0 && l_out) l_out[head] = l;
-    if (m_tiles || l_tiles) {
-      for (int tile = threadIdx.x; tile * p.tile < keys; tile += blockDim.x) {
+    for (int h = warp; h < count; h += warps) {
+      const float sink = sinks ? sinks[base + h] : -infinity();
+      float m = sink, l = 0.0f;
+      for (int c = lane; c < chunks; c += 32) m = fmaxf(m, ms[h * chunks + c]);
+      m = warp_max(m);
+      for (int c = lane; c < chunks; c += 32) l += ls[h * chunks + c] * weight(ms[h * chunks + c], m);
+      l = warp_sum(l) + weight(sink, m);
+      if (lane == 0) {
+        final_m[h] = m;
+        final_l[h] = l;
+        if (m_out) m_out[base + h] = m;
+        if (l_out) l_out[base + h] = l;
+      }
+    }
+    if (m_tiles || l_tiles) {  // eight lanes for each tile of each head
+      const int tiles = (keys + p.tile - 1) / p.tile, octets = blockDim.x / 8, octet_lane = threadIdx.x % 8;
+      for (int first = 0; first < count * tiles; first += octets) {
+        const int i = first + threadIdx.x / 8, h = min(i / tiles, count - 1), tile = i % tiles;
         const int until = min((tile + 1) * tile_chunks, chunks);
+        const float sink = sinks ? sinks[base + h] : -infinity();
         float running_m = sink, running_l = 0.0f;
-        for (int c = 0; c < until; ++c) running_m = fmaxf(running_m, ms[c]);
-        for (int c = 0; c < until; ++c) running_l += ls[c] * weight(ms[c], running_m);
-        running_l += weight(sink, running_m);
-        if (m_tiles) m_tiles[tile * p.heads + head] = running_m;
-        if (l_tiles) l_tiles[tile * p.heads + head] = running_l;
+        for (int c = octet_lane; c < until; c += 8) running_m = fmaxf(running_m, ms[h * chunks + c]);
+        running_m = warp_max<8>(running_m);
+        for (int c = octet_lane; c < until; c += 8) {
+          running_l += ls[h * chunks + c] * weight(ms[h * chunks + c], running_m);
+        }
+        running_l = warp_sum<8>(running_l) + weight(sink, running_m);
+        if (i < count * tiles && octet_lane == 0) {
+          if (m_tiles) m_tiles[tile * p.heads + base + h] = running_m;
+          if (l_tiles) l_tiles[tile * p.heads + base + h] = running_l;
+        }
       }
     }
     __syncthreads();
-    for (int c = threadIdx.x; c < chunks; c += blockDim.x) ms[c] = weight(ms[c], m);
+    for (int i = threadIdx.x; i < count * chunks; i += blockDim.x) ms[i] = weight(ms[i], final_m[i / chunks]);
     __syncthreads();
-    for (int d = threadIdx.x; d < p.dim; d += blockDim.x) {
+    for (int i = threadIdx.x; i < count * p.dim; i += blockDim.x) {
+      const int h = i / p.dim, d = i % p.dim;
       float acc = 0.0f;
 #pragma unroll 8
       for (int c = 0; c < chunks; ++c) {
-        acc += ms[c] * __ldcg(partial + ((long long)c * p.heads + head) * p.dim + d);
+        acc += ms[h * chunks + c] * __ldcg(partial + ((long long)c * p.heads + base + h) * p.dim + d);
       }
-      out[head * p.dim + d] = from_float<T>(acc / l);
+      out[(base + h) * p.dim + d] = from_float<T>(acc / final_l[h]);
     }
     if (probs) {
-      for (long long key = threadIdx.x, row = (long long)head * p.max_keys; key < keys; key += blockDim.x) {
-        probs[row + key] = expf(__ldcg(raw + row + key) - m) / l;
+      const int total = count * keys;
+      for (int first = threadIdx.x; first < total; first += AHEAD * blockDim.x) {
+        float scores_here[AHEAD];  // all on their way before the first is needed
+#pragma unroll
+        for (int j = 0; j < AHEAD; ++j) {
+          const int i = first + j * blockDim.x;
+          if (i < total) scores_here[j] = __ldcg(raw + (long long)(base + i / keys) * p.max_keys + i % keys);
+        }
+#pragma unroll
+        for (int j = 0; j < AHEAD; ++j) {
+          const int i = first + j * blockDim.x, h = i / keys;
+          if (i >= total) break;
+          probs[(long long)(base + h) * p.max_keys + i % keys] = expf(scores_here[j] - final_m[h]) / final_l[h];
+        }
       }
     }
-    __syncthreads();  // ms and ls are free for the next head
+    __syncthreads();  // the shared memory is free for the next heads
   }
 }

@@ -59,6 +59,13 @@ def test_attention_decode_in_a_large_cache(device):
     check_attention(device, *attention_inputs(1, 333, 3, 1, 16), tile=100, kv_len=17_000)
 
 
+@pytest.mark.parametrize(("keys", "tile"), [(700, 1), (1300, 2)])
+def test_attention_decode_with_more_chunks_than_are_merged_at_once(device, keys, tile):
+    """The heads of a group are merged in batches; a tile of one key makes a chunk of it."""
+    check_attention(device, *attention_inputs(1, keys, 8, 1, 16), tile=tile)
+    check_attention(device, *attention_inputs(1, keys - 3, 8, 1, 16), tile=tile, kv_len=keys)
+
+
 def test_attention_does_not_read_what_lies_before_the_window(device):
     q, k, v = attention_inputs(1, 200, 2, 1, 32)
     k[:64] = v[:64] = np.nan
