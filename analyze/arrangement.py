@@ -14,7 +14,7 @@ import numpy as np
 
 from ..tracer.names import Key
 from .fitted import PAIRED
-from .metrics import give_back
+from .mapped import give_back
 from .sources import Arrange, Source
 
 QUERY_HEADS = ("q", "q_norm", "q_rope", "attn", "scores", "probs", "m", "l", "m_tiles", "l_tiles")

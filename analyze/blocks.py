@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..kernels import difference
+from .mapped import give_back
 
 BLOCK = 1 << 17  # elements of a block: what is computed of it stays in the L2 cache
 DOT = 8192  # terms of one dot product: OpenBLAS starts threads of its own above 10 000
@@ -86,6 +87,8 @@ def measure_compiled(pieces: list[Piece], mapped: bool) -> list[Result]:
         if lost.any():
             again = cut(piece, np.flatnonzero(lost))
             results.append(by_step(again, _exact(again)))
+            give_back(piece.a)
+            give_back(piece.b)
     return results
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from ..tracer.names import Key
 from .blocks import MASKED, Figures, Piece, Workspace, by_step, cut, figures_of
 from .blocks import Result as Measures
-from .metrics import Measured, give_back
+from .mapped import give_back
+from .metrics import Measured
 from .recompute import Recompute, Result
 
 FEW = 2.0  # some elements of a row may be off by this much more than all of them

@@ -5,7 +5,6 @@ masked keys (-inf, or what engines use for it) are left out of every figure, and
 blocks for each worker: pages of mapped files are given back as they are done with.
 """
 
-import mmap
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 
 from ..kernels import difference
 from .blocks import COLUMN, LARGEST, NEAR, Piece, Result, Workspace, cut, measure_compiled, measure_rows
+from .mapped import give_back, mapping
 
 TASK = 1 << 21  # elements that a worker takes at a time
 
@@ -140,12 +140,12 @@ def measure(pieces: Iterable[Piece], tensors: int, steps: int, workers: int | No
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         for task in _tasks(pieces):
             if not all(mapping(piece.a) and mapping(piece.b) for piece in task):
-                measured.add(_work(task, False))
+                measured.add(_work(task, mapped=False))
             elif all(difference.usable(piece.a, piece.b) for piece in task):
-                running.append(pool.submit(_work, task, True))
+                running.append(pool.submit(_work, task, mapped=True))
             else:
                 waiting.append(task)
-        running += [pool.submit(_work, task, True) for task in waiting]
+        running += [pool.submit(_work, task, mapped=True) for task in waiting]
         for each in running:
             measured.add(each.result())
     return measured
@@ -181,25 +181,3 @@ def _work(batch: list[Piece], mapped: bool) -> list[Result]:
             give_back(piece.a)
             give_back(piece.b)
     return results
-
-
-def mapping(array: np.ndarray) -> tuple[mmap.mmap, int] | None:
-    """The memory-mapped file that an array is a view of, and where in it it begins; None where it is not."""
-    whole, owner = array, array.base
-    while owner is not None and not isinstance(owner, mmap.mmap):
-        whole = owner if isinstance(owner, np.ndarray) else whole
-        owner = getattr(owner, "base", None)
-    return (owner, array.ctypes.data - whole.ctypes.data) if isinstance(owner, mmap.mmap) else None
-
-
-def give_back(block: np.ndarray) -> None:
-    """Tell the kernel that the mapped pages under `block` are done with, so that they don't pile up."""
-    mapped = mapping(block)
-    if mapped is None or not block.size:
-        return
-    file, offset = mapped
-    first, last = np.lib.array_utils.byte_bounds(block)
-    start = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = offset + last - first - start
-    if length >= mmap.PAGESIZE:
-        file.madvise(mmap.MADV_DONTNEED, start, length)

@@ -9,7 +9,7 @@ from ..tracer.axes import interleaved
 from ..tracer.names import Key
 from .align import Alignment, View
 from .blocks import MASKED
-from .metrics import give_back
+from .mapped import give_back
 
 ELEMENTS = 1 << 20  # a sample of tokens is looked at beyond this
 EXPLAINS = 0.98  # the share of a difference that a simple shape has to explain to be told

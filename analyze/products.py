@@ -8,7 +8,7 @@ from ..tracer.format import TensorSpec
 from ..tracer.names import Key
 from .align import Alignment
 from .blocks import MASKED
-from .metrics import give_back
+from .mapped import give_back
 from .sources import Source
 from .wiring import Wiring
 

@@ -26,7 +26,7 @@ from ..tracer.trace import Trace
 from .allowance import SLACK, Allowance, length
 from .blas import one_thread_each
 from .fitted import Fitted
-from .metrics import give_back
+from .mapped import give_back
 from .replay import graph_of
 from .sources import Source
 

@@ -11,7 +11,7 @@ from ..tracer import stats
 from ..tracer.format import Step, TensorSpec
 from ..tracer.names import Key
 from ..tracer.trace import Trace
-from .metrics import give_back, mapping
+from .mapped import give_back, mapping
 
 CHUNK = 1 << 20  # elements that are summarised at once
 

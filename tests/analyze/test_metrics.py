@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from tensortrace.analyze.blocks import BLOCK, MASKED, Piece
-from tensortrace.analyze.metrics import TASK, Measured, give_back, measure
+from tensortrace.analyze.mapped import give_back
+from tensortrace.analyze.metrics import TASK, Measured, measure
 
 pytestmark = pytest.mark.usefixtures("both_kernel_sets")
 BF16 = np.dtype(ml_dtypes.bfloat16)
