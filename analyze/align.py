@@ -5,7 +5,7 @@ Rows are matched by token, not by step: a prompt fed at once lines up with the s
 a comparison are ours (A's); its order is step, then execution order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -61,7 +61,7 @@ class Alignment:
     bos: str | None = None
 
     def __post_init__(self) -> None:
-        self._tokens: dict[Key, np.ndarray] = {}
+        self._tokens: dict[bytes, np.ndarray] = {}  # most tensors were written in the same steps
         self._runs: dict[tuple[bytes, bool], list[Run]] = {}
         self.index = {key: i for i, key in enumerate(self.keys)}
 
@@ -74,13 +74,13 @@ class Alignment:
 
     def tokens(self, key: Key) -> np.ndarray:
         """The tokens for which both sides recorded `key`."""
-        if key in self._tokens:
-            return self._tokens[key]
-        step_a, step_b = self.a.step_of[: self.common], self.b.step_of[: self.common]
-        written = self.a.has(key)[step_a] & self.b.has(key)[step_b]
-        kept = (self.a.row_of[: self.common] >= 0) & (self.b.row_of[: self.common] >= 0)
-        self._tokens[key] = np.flatnonzero(written & kept)
-        return self._tokens[key]
+        has_a, has_b = self.a.has(key), self.b.has(key)
+        known = has_a.tobytes() + has_b.tobytes()
+        if known not in self._tokens:
+            step_a, step_b = self.a.step_of[: self.common], self.b.step_of[: self.common]
+            kept = (self.a.row_of[: self.common] >= 0) & (self.b.row_of[: self.common] >= 0)
+            self._tokens[known] = np.flatnonzero(has_a[step_a] & has_b[step_b] & kept)
+        return self._tokens[known]
 
     def _cut(self, tokens: np.ndarray, *, by_step: bool) -> list[Run]:
         """The runs of `tokens`; `by_step` cuts them also where either side begins a new step."""
@@ -192,10 +192,12 @@ class Alignment:
         token = run.tokens[0]
         return self.a.steps[self.a.step_of[token]], self.b.steps[self.b.step_of[token]]
 
-    def _covered_b(self, key: Key) -> int:
-        """How many of the reference's steps are compared."""
-        steps = self.b.step_of[self.tokens(key)]
-        return int(np.count_nonzero(np.diff(steps))) + 1 if len(steps) else 0
+    def _covered_b(self) -> int:
+        """How many tensors, counted for each of the reference's steps, are compared."""
+        tokens = [self.tokens(key) for key in self.keys]
+        distinct = {id(each): self.b.step_of[each] for each in tokens}
+        counts = {i: np.count_nonzero(np.diff(steps)) + 1 for i, steps in distinct.items() if len(steps)}
+        return int(sum(counts.get(id(each), 0) for each in tokens))
 
     def phase(self, step: int) -> str:
         """`prefill` or `decode`."""
@@ -208,16 +210,21 @@ class Alignment:
     def coverage(self, measured: Measured | None) -> dict[str, int]:
         """How many tensors, counted for each step, were compared, lie on one side only, or don't fit."""
         compared = 0 if measured is None else int(measured.compared.sum())
-        misfit = sum(int(self.a.has(key).sum()) for key in self.problems)
-        in_a = sum(int(self.a.has(key).sum()) for key in self.a.specs)
-        in_b = sum(int(self.b.has(key).sum()) for key in self.b.specs if key not in self.problems)
-        covered_b = sum(self._covered_b(key) for key in self.keys) if compared else 0
+        misfit = _written(self.a, self.problems)
+        in_a = _written(self.a, self.a.specs)
+        in_b = _written(self.b, (key for key in self.b.specs if key not in self.problems))
+        covered_b = self._covered_b() if compared else 0
         return {
             "compared": compared,
             "only_a": in_a - compared - misfit,
             "only_b": in_b - covered_b,
             "incomparable": misfit,
         }
+
+
+def _written(source: Source, keys: Iterable[Key]) -> int:
+    """How many tensors of these were written, counted for each step."""
+    return sum(int(np.count_nonzero(source.has(key))) for key in keys)
 
 
 def _is_scores(key: Key) -> bool:

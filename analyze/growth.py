@@ -131,7 +131,7 @@ class Op(NamedTuple):
     def own(self, text: str, rounding: Callable[[Precision], np.ndarray | float]) -> Part:
         """Both sides' rounding together."""
         ours, theirs = (rounding(side) for side in self.sides)
-        amount = np.hypot(ours, theirs) + np.zeros_like(self.position)
+        amount = np.hypot(ours, theirs) + 0 * self.position
         said = " and ".join(dict.fromkeys(side.says for side in self.sides))
         return Part(f"{text} ({said})", amount, amount)
 

@@ -19,6 +19,8 @@ difference of 1e-5 is a fault there, and rounding forty layers deep in a quantis
 that diverged.  `diverged`: more than noise and inputs explain, or NaN or masks on one side only.
 """
 
+import math
+
 import numpy as np
 
 from ..tracer.errors import UserError
@@ -61,6 +63,11 @@ class Noise:
         self._nrmse, self._rows, self._rms = measured.nrmse, measured.row_nrmse, measured.rms_b
         self._norm, self._scale_of = measured.mag_b, measured.scale
         self._compared, self._equal = measured.compared, measured.equal
+        self._seen_rms, self._seen_norm = (
+            np.where(self._compared, known, np.nan) for known in (self._rms, self._norm)
+        )
+        self._largest = np.where(self._compared, measured.total("max_abs"), np.inf)
+        self._nothing = np.zeros(len(self._positions), bool)
         self._broken = (measured.total("clashes") + measured.total("mask_differs")) > 0
         self._stored = self._storage([(a.specs[key].dtype, b.specs[key].dtype) for key in self.keys])
         self.printed = Printed(alignment, measured)
@@ -110,7 +117,7 @@ class Noise:
     def _judge(self, index: int, key: Key) -> None:
         parts, tainted = self._parts(index, key)
         noise = np.minimum(sum(part.noise for part in parts), MOST)
-        inherited = sum((part.full for part in parts if part.inherited), np.zeros_like(noise))
+        inherited = sum(part.full for part in parts if part.inherited)
         nrmse = self._nrmse[index]
         broken = self._broken[index] | self.printed.off(index, noise)
         error = np.where(broken | np.isnan(nrmse), np.inf, nrmse)
@@ -148,10 +155,8 @@ class Noise:
         """What rounding to the two stored types adds to each tensor, by these of each."""
         count = self._measured.total("count")
         with np.errstate(invalid="ignore"):
-            found = {
-                pair: np.hypot(*(roundoff.storage(dtype, self._rms, count) for dtype in pair))
-                for pair in set(dtypes)
-            }
+            one = {name: roundoff.storage(name, self._rms, count) for pair in set(dtypes) for name in pair}
+        found = {(ours, theirs): np.hypot(one[ours], one[theirs]) for ours, theirs in set(dtypes)}
         amounts = [found[pair][index] for index, pair in enumerate(dtypes)]
         texts = [f"stored as {ours} and {theirs}" for ours, theirs in dtypes]
         return [Part(text, amount, amount) for text, amount in zip(texts, amounts)]
@@ -177,16 +182,15 @@ class Noise:
             np.minimum(np.fmax(np.where(compared, error[index] + hidden, estimate), 0), HUGE)
             for error in (self._nrmse, self._rows)
         )
-        largest = np.where(compared, self._measured.total("max_abs")[index], np.inf)
         healthy = noise / np.maximum(np.maximum(whole, rows), 1e-300)
         unsound = np.where(tainted, 1 - np.minimum(healthy, 1), 0.0)
-        found = Error(whole, rows, largest, unsound, tainted)
-        if key == base_name(key):
-            found.rms, found.norm = (np.where(compared, a[index], np.nan) for a in (self._rms, self._norm))
+        found, base = Error(whole, rows, self._largest[index], unsound, tainted), base_name(key)
+        if key == base:
+            found.rms, found.norm = self._seen_rms[index], self._seen_norm[index]
         elif key.name.endswith(".l2"):
-            found.norm = np.where(compared, self._rms[index], np.nan)
-        earlier = self._errors.get(base_name(key))
-        self._errors[base_name(key)] = found if earlier is None else earlier.worst(found)
+            found.norm = self._seen_rms[index]
+        earlier = self._errors.get(base)
+        self._errors[base] = found if earlier is None else earlier.worst(found)
 
     # ---- the reasons for an error
 
@@ -198,7 +202,7 @@ class Noise:
             error = self._error(name, depth + 1)
             history = kind in ("scores", "attend") and name.name in HISTORY
             inputs.append((name, error.so_far() if history else error))
-        tainted = np.zeros(len(self._positions), bool)
+        tainted = self._nothing
         for name, error in inputs:
             tainted = tainted | error.tainted
             if (
@@ -230,7 +234,7 @@ class Noise:
         if spec is None:
             return UNKNOWN_TERMS
         last = spec.axes[-1:] if kind == "scores" else spec.axes[1:]
-        return int(np.prod([spec.sizes.get(axis, 1) for axis in last]))
+        return math.prod(spec.sizes.get(axis, 1) for axis in last)
 
     def _scale(self, key: Key, terms: int) -> float:
         declared = self._specs[key].conventions.get("scale") if key in self._specs else None

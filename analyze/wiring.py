@@ -74,6 +74,7 @@ class Wiring:
         self._specs = {base_name(key): spec for key, spec in (ours | reference).items()}
         recorded = (key.layer for key in self._specs if key.layer is not None)
         self.last_layer = max((*recorded, layers - 1))
+        self._inputs: dict[Key, tuple[Key, ...]] = {}
 
     def kind(self, key: Key) -> str:
         """One of the kinds in WIRING, or `other`."""
@@ -84,6 +85,11 @@ class Wiring:
 
     def inputs(self, key: Key) -> tuple[Key, ...]:
         """What the tensor is computed from: of an attention op just what this output depends on."""
+        if key not in self._inputs:
+            self._inputs[key] = self._inputs_of(key)
+        return self._inputs[key]
+
+    def _inputs_of(self, key: Key) -> tuple[Key, ...]:
         declared: tuple[Key, ...] = self._specs[key].inputs if key in self._specs else ()
         source = WIRING.get(key.name)
         if source is None:
