@@ -1,6 +1,8 @@
 """Decode steps gathered in memory, so that what lies side by side in the file is written at once."""
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -10,29 +12,31 @@ from .names import Key
 
 
 class Stage:
-    """What is recorded of some decode steps: the arrays as the engine gave them, not copied."""
+    """What is recorded of some decode steps: `kept` [step][key], the arrays as the engine gave them."""
 
     def __init__(self, layout: Layout):
-        self.nbytes = 0
         self._layout = layout
-        self._kept: dict[Key, tuple[list[int], list[np.ndarray]]] = {}
+        self.kept: defaultdict[int, dict[Key, np.ndarray]] = defaultdict(dict)
 
-    def keep(self, step: int, key: Key, array: np.ndarray) -> None:
-        if key not in self._kept:
-            self._kept[key] = [], []
-        steps, arrays = self._kept[key]
-        steps.append(step)
-        arrays.append(array)
-        self.nbytes += array.nbytes
+    @cached_property
+    def _step_nbytes(self) -> int:
+        return sum(array.nbytes for array in next(iter(self.kept.values())).values())
 
-    def runs(self) -> Iterator[tuple[Key, list[int], list[np.ndarray]]]:
+    @property
+    def nbytes(self) -> int:
+        """About what the arrays take: one step holds as much as another."""
+        return self._step_nbytes * len(self.kept) if self.kept else 0
+
+    def runs(self, keys: Iterable[Key]) -> Iterator[tuple[Key, list[int], list[np.ndarray]]]:
         """The tensors in runs of steps whose rows are neighbours in the file: the steps, and their arrays."""
         last: list[int] = []
-        for key, (steps, arrays) in self._kept.items():
+        for key in keys:
+            steps = [step for step, arrays in self.kept.items() if key in arrays]
             if steps != last:  # most tensors have the same steps as the one before
                 last, bounds = steps, neighbours(self._layout, steps)
-            for first, end in pairwise(bounds):
-                yield key, steps[first:end], arrays[first:end]
+            for first, end in pairwise(bounds) if steps else ():
+                here = steps[first:end]
+                yield key, here, [self.kept[step][key] for step in here]
 
 
 def neighbours(layout: Layout, steps: list[int]) -> list[int]:

@@ -84,11 +84,13 @@ class TraceWriter:
 
     def write(self, step: int, key: Key, array: np.ndarray | Pending) -> None:
         """Record `array`, shaped as the tensor's axes say, all tokens of the step included."""
-        if key not in self.tensors or not self._counts[step]:
+        if self._decodes[step] and self._counts[step] and isinstance(array, np.ndarray):
+            self._stage.kept[step][key] = array  # for a step's 600 tensors, every line here counts
+        elif key not in self.tensors or not self._counts[step]:
             let_go(array)
-            return
-        if self._decodes[step]:
-            self._keep(step, key, array)
+        elif self._decodes[step]:
+            self._stage.kept[step][key] = np.array(array)
+            let_go(array)
         else:
             soon = not isinstance(array, np.ndarray)  # a GPU's buffer is wanted back
             self._put(self._select_and_store, step, key, array, nbytes=array.nbytes, soon=soon)
@@ -103,7 +105,7 @@ class TraceWriter:
     def write_recorded(self, step: int, key: Key, array: np.ndarray) -> None:
         """Record `array` that holds just the step's recorded rows already (of another trace)."""
         if self._decodes[step]:
-            self._keep(step, key, array)
+            self._stage.kept[step][key] = array
         else:
             self._put(self._store, step, key, array, nbytes=array.nbytes, soon=False)
 
@@ -160,11 +162,6 @@ class TraceWriter:
                 raise
 
     # ---- gathering decode steps
-
-    def _keep(self, step: int, key: Key, array: np.ndarray | Pending) -> None:
-        values = array if isinstance(array, np.ndarray) else np.array(array)
-        self._stage.keep(step, key, values)
-        let_go(array)
 
     def _hand_over(self) -> None:
         """Have what was gathered written, and the steps that have ended marked."""
@@ -227,7 +224,7 @@ class TraceWriter:
         self._write_blocks()
         self._shapes.clear()
         self._write_neighbours(
-            [(key, steps, self._as_rows(key, steps, arrays)) for key, steps, arrays in stage.runs()]
+            [(key, steps, self._as_rows(key, steps, rows)) for key, steps, rows in stage.runs(self.tensors)]
         )
         if ended:
             first, last = ended[0], ended[-1] + 1
