@@ -5,6 +5,14 @@ import mmap
 import numpy as np
 
 
+def is_mapped(array: np.ndarray) -> bool:
+    """Whether an array is a view of a memory-mapped file."""
+    owner = array.base
+    while owner is not None and not isinstance(owner, mmap.mmap):
+        owner = getattr(owner, "base", None)
+    return owner is not None
+
+
 def mapping(array: np.ndarray) -> tuple[mmap.mmap, int] | None:
     """The memory-mapped file that an array is a view of, and where in it it begins; None where it is not."""
     whole, owner = array, array.base

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..kernels import difference
 from .blocks import COLUMN, LARGEST, NEAR, Piece, Result, Workspace, cut, measure_compiled, measure_rows
-from .mapped import give_back, mapping
+from .mapped import give_back, is_mapped
 
 TASK = 1 << 21  # elements that a worker takes at a time
 
@@ -139,7 +139,7 @@ def measure(pieces: Iterable[Piece], tensors: int, steps: int, workers: int | No
     measured, waiting, running = Measured.empty(tensors, steps), [], []
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         for task in _tasks(pieces):
-            if not all(mapping(piece.a) and mapping(piece.b) for piece in task):
+            if not all(is_mapped(piece.a) and is_mapped(piece.b) for piece in task):
                 measured.add(_work(task, mapped=False))
             elif all(difference.usable(piece.a, piece.b) for piece in task):
                 running.append(pool.submit(_work, task, mapped=True))
@@ -161,7 +161,7 @@ def _tasks(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         rows = max(1, TASK // width)
         for first in range(0, height, rows):
             part = slice(first, min(first + rows, height))
-            batch.append(cut(piece, part))
+            batch.append(piece if rows >= height else cut(piece, part))
             size += (part.stop - part.start) * width
             if size >= TASK:
                 yield batch

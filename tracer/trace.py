@@ -77,7 +77,7 @@ class Trace:
         if not len(self._tokens) == len(self._pieces) == self._layout.n_tokens:
             raise ValueError("its tokens do not fit its steps")
         self._kept = np.array([self._layout.rows(step.index) > 0 for step in self.steps], bool)
-        self._written: dict[Key, np.ndarray] = {}
+        self._written = np.ascontiguousarray((self._kept[:, None] & (self._checksums != 0)).T)
         self._datasets: dict[str, h5d.DatasetID | np.ndarray] = {}
 
     # ---- what was run
@@ -122,9 +122,7 @@ class Trace:
 
     def written(self, key: Key) -> np.ndarray:
         """In which steps a tensor of the catalog was written, as `has` says it [step]."""
-        if key not in self._written:
-            self._written[key] = self._kept & (self._checksums[:, self._column[key]] != 0)
-        return self._written[key]
+        return self._written[self._column[key]]
 
     def rows(self, step: int) -> np.ndarray:
         """Token indices (over the whole run) of the rows that are recorded of a step."""
