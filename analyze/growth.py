@@ -99,9 +99,8 @@ def typical(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
     In full, and what of it is noise.  Real models show no more than this: errors that come by several ways do
     not add up over the layers.
     """
-    own, inherited = [], []
-    for part in parts:
-        (inherited if part.inherited else own).append(part)
+    own = [part for part in parts if not part.inherited]
+    inherited = [part for part in parts if part.inherited]
     gains = [np.maximum(part.gain, 1.0) for part in inherited]
     full = [part.full / gain for part, gain in zip(inherited, gains)]
     noise = [part.noise / gain for part, gain in zip(inherited, gains)]

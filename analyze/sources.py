@@ -1,17 +1,15 @@
 """A trace's tensors as whole datasets, and a full trace seen as if only its statistics had been recorded."""
 
-import math
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from ..tracer import stats
-from ..tracer.format import Step, TensorSpec
+from ..tracer.format import Step, TensorSpec, numpy_dtype
 from ..tracer.names import Key
 from ..tracer.trace import Trace
-from .mapped import give_back, mapping
+from .mapped import give_back
 
 CHUNK = 1 << 20  # elements that are summarised at once
 
@@ -101,18 +99,15 @@ class Source:
 
         They share a dataset (docs/format.md), so where that is mapped this is a view of it.
         """
-        spec = self.trace.tensors[key]
         steps = np.flatnonzero(self.decodes[: len(self.steps)] & self.has(key))
+        count = int(self.decode_index[steps[-1]]) + 1
+        whole = self.trace.dataset(key, int(steps[0]))
+        if whole is not None:
+            return whole[:count]
+        spec = self.trace.tensors[key]
         padded = spec.shape(1, int(self.kv_len.max()))
-        at = self.decode_index[steps]
-        ends = [np.asarray(self.trace.read(key, int(step))) for step in (steps[0], steps[-1])]
-        stride = math.prod(padded) * ends[0].itemsize
-        apart = ends[1].ctypes.data - ends[0].ctypes.data
-        if at[0] == 0 and mapping(ends[0]) is not None and apart == at[-1] * stride:
-            shape, strides = (int(at[-1]) + 1, *padded), (stride, *ends[0].strides)
-            return as_strided(ends[0], shape, strides, writeable=False)
-        block = np.full((at[-1] + 1, *padded), np.nan, ends[0].dtype)
-        for i, step in zip(at, steps):
+        block = np.full((count, *padded), np.nan, numpy_dtype(spec.dtype))
+        for i, step in zip(self.decode_index[steps], steps):
             array = self.trace.read(key, int(step))
             block[i][tuple(map(slice, array.shape))] = array
         return block

@@ -80,7 +80,8 @@ static int row_figures(const Pair *p, long row, double *out) {
   memset(out, 0, DIFFERENCES * sizeof(double));
   for (long first = 0; first < end; first += CHUNK) {
     const int n = (int)(end - first < CHUNK ? end - first : CHUNK);
-    const Sums s = p->masked ? sums_of_unmasked(a + first, b + first, n, p->floor) : sums_of(a + first, b + first, n);
+    const Sums s = p->masked ? sums_of_unmasked(a + first, b + first, n, p->floor)
+                             : sums_of(a + first, b + first, n);
     out[DD] += s.dd;
     out[DB] += s.db;
     ab += s.ab;

@@ -14,8 +14,8 @@ typedef struct {
 /* 0 where the item is no pair, with an exception set; buffers are held then, too. */
 static int read_task(PyObject *item, Task *t) {
   PyObject *floor;
-  if (!PyArg_ParseTuple(item, "y*y*z*z*lOpw*w*", &t->a, &t->b, &t->starts, &t->valid, &t->pair.head_dim, &floor,
-                        &t->pair.mapped, &t->out, &t->lost))
+  if (!PyArg_ParseTuple(item, "y*y*z*z*lOpw*w*", &t->a, &t->b, &t->starts, &t->valid, &t->pair.head_dim,
+                        &floor, &t->pair.mapped, &t->out, &t->lost))
     return 0;
   Pair *p = &t->pair;
   p->a = t->a.buf, p->b = t->b.buf, p->starts = t->starts.buf, p->valid = t->valid.buf;

@@ -16,7 +16,7 @@ enum {
 };
 
 /* Two matrices a, b [rows][width].  Rows from one of `starts` [groups] to the next belong together (null: each
- * is a group).  Of a row the first valid[row] numbers count (null: all); head_dim > 0 splits it into vectors;
+ * by itself).  Of a row the first valid[row] numbers count (null: all); head_dim > 0 splits it into vectors;
  * where `masked`, numbers at or below `floor` stand for nothing.  `mapped`: both are pages of files. */
 typedef struct {
   const float *a, *b;

@@ -146,6 +146,14 @@ class Trace:
         place = self._layout.place(spec, step)
         return self._rows(spec, place._replace(first=0, rows=place.first + place.rows))
 
+    def dataset(self, key: Key, step: int) -> np.ndarray | None:
+        """The dataset that holds a tensor's step, with all others in it; None where it is not mapped."""
+        spec = self._spec(key)
+        place = self._layout.place(spec, step)
+        self._rows(spec, place._replace(rows=0))  # opens it
+        opened = self._datasets[place.path]
+        return opened if isinstance(opened, np.ndarray) else None
+
     def damaged(self) -> Iterator[tuple[int, Key]]:
         """Every (step, tensor) whose bytes do not have the checksum that they were written with."""
         for step in self.steps:
