@@ -6,6 +6,7 @@
 #include "quants.h"
 
 enum { SHARE = 1 << 16 }; /* weights that a thread takes at a time: a few microseconds */
+enum { SPAN = 256 };      /* terms added up in a row: rounding grows with the root of their number */
 
 typedef void Unpack(const uint8_t *p, Block *b);
 #define ROWS const uint8_t *w, long rows, long columns, const float *x, const float *sums, float *out
@@ -60,18 +61,24 @@ INLINE AVX2 void by_eights(Unpack *unpack, int size, int bytes, int group, ROWS)
   for (long row = 0; row < rows; ++row) {
     __m256 sum = _mm256_setzero_ps();
     float offsets = 0;
-    for (long first = 0; first < columns; first += size, w += bytes) {
-      Block b;
-      unpack(w, &b);
-      for (int g = 0; g < size / group; ++g) {
-        const float *at = x + first + g * group;
-        const int8_t *code = b.code + g * group;
-        __m256 part = _mm256_mul_ps(eight(code), _mm256_loadu_ps(at));
-        for (int i = 8; i < group; i += 8)
-          part = _mm256_fmadd_ps(eight(code + i), _mm256_loadu_ps(at + i), part);
-        sum = _mm256_fmadd_ps(_mm256_set1_ps(b.scale[g]), part, sum);
-        offsets += b.offset[g] * sums[first / group + g];
+    for (long first = 0; first < columns;) {
+      __m256 span = _mm256_setzero_ps();
+      float span_offsets = 0;
+      for (const long end = first + SPAN < columns ? first + SPAN : columns; first < end; first += size, w += bytes) {
+        Block b;
+        unpack(w, &b);
+        for (int g = 0; g < size / group; ++g) {
+          const float *at = x + first + g * group;
+          const int8_t *code = b.code + g * group;
+          __m256 part = _mm256_mul_ps(eight(code), _mm256_loadu_ps(at));
+          for (int i = 8; i < group; i += 8)
+            part = _mm256_fmadd_ps(eight(code + i), _mm256_loadu_ps(at + i), part);
+          span = _mm256_fmadd_ps(_mm256_set1_ps(b.scale[g]), part, span);
+          span_offsets += b.offset[g] * sums[first / group + g];
+        }
       }
+      sum = _mm256_add_ps(sum, span);
+      offsets += span_offsets;
     }
     out[row] = total(sum) + offsets;
   }

@@ -1,7 +1,8 @@
 /* GGUF's weight types as small integers and the numbers they are multiplied by.
  *
  * A block holds BLOCK weights in BYTES bytes.  weight i = scale[g] * code[i] + offset[g], with g = i / 16 or
- * i / 32 (GROUP).  ggml-quants.h names the fields; the values are those of gguf.quants, to the bit. */
+ * i / 32 (GROUP).  ggml-quants.h names the fields.  Codes are centred on 0 in every type: the minimum of those
+ * that have one is moved there, as sums over codes of one sign would lose digits. */
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -69,10 +70,10 @@ INLINE void q8_0(const uint8_t *p, Block *b) {
 }
 
 /* Blocks of 32 in 4 or 5 bits: d, m where there is a minimum, the fifth bits, then byte j with weights j and
- * j + 16.  Without a minimum the codes are centred on 0. */
+ * j + 16. */
 INLINE void small(const uint8_t *p, Block *b, int minimum, int five) {
   const uint8_t *fifths = p + (minimum ? 4 : 2), *q = fifths + (five ? 4 : 0);
-  const uint8_t centre = minimum ? 0 : five ? 16 : 8;
+  const uint8_t centre = five ? 16 : 8;
   const Bytes packed = load(q);
   Bytes low = packed & 15, high = packed >> 4;
   if (five) {
@@ -82,7 +83,7 @@ INLINE void small(const uint8_t *p, Block *b, int minimum, int five) {
   store(b->code, low - centre);
   store(b->code + 16, high - centre);
   b->scale[0] = from_f16(p);
-  b->offset[0] = minimum ? from_f16(p + 2) : 0;
+  b->offset[0] = minimum ? from_f16(p + 2) + centre * b->scale[0] : 0;
 }
 
 INLINE void q4_0(const uint8_t *p, Block *b) { small(p, b, 0, 0); }
@@ -93,13 +94,14 @@ INLINE void q5_1(const uint8_t *p, Block *b) { small(p, b, 1, 1); }
 /* Blocks of 256 in 4 or 5 bits: d, dmin, a 6-bit scale and minimum for each 32 packed in 12 bytes, 32 bytes of
  * fifth bits (bit s belongs to sub-block s), then 32 bytes for each two sub-blocks. */
 INLINE void large(const uint8_t *p, Block *b, int five) {
+  const uint8_t centre = five ? 16 : 8;
   const float d = from_f16(p), least = from_f16(p + 2);
   const uint8_t *packed = p + 4, *fifths = p + 16, *q = p + 16 + (five ? 32 : 0);
   for (int s = 0; s < 8; ++s) {
     const int a = s < 4 ? packed[s] & 63 : (packed[s + 4] & 15) | (packed[s - 4] >> 6 << 4);
     const int m = s < 4 ? packed[s + 4] & 63 : (packed[s + 4] >> 4) | (packed[s] >> 6 << 4);
     b->scale[s] = d * (float)a;
-    b->offset[s] = -(least * (float)m);
+    b->offset[s] = centre * b->scale[s] - least * (float)m;
   }
   for (int pair = 0; pair < 4; ++pair)
     for (int j = 0; j < 32; j += 16) {
@@ -110,8 +112,8 @@ INLINE void large(const uint8_t *p, Block *b, int five) {
         low |= (bits & 1) << 4;
         high |= (bits & 2) << 3;
       }
-      store(b->code + 64 * pair + j, low);
-      store(b->code + 64 * pair + 32 + j, high);
+      store(b->code + 64 * pair + j, low - centre);
+      store(b->code + 64 * pair + 32 + j, high - centre);
     }
 }
 
