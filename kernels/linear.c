@@ -1,7 +1,7 @@
 /* One token's product with a quantised weight, straight from its blocks (kernels/linear.py).
  *
  * A row's product is the sum over groups of scale * (codes · x) + offset * sum(x).  The codes' product is the
- * hot part; it is written for AVX2 by hand, as compilers make slow code of it. */
+ * hot part; it is written for vectors by hand, as compilers make slow code of it. */
 #include "native.h"
 #include "quants.h"
 
@@ -43,13 +43,12 @@ INLINE void plainly(Unpack *unpack, int size, int bytes, int group, ROWS) {
 #define PLAINLY(...) CASE(plainly, __VA_ARGS__)
 static void multiply_plainly(const char *name, ROWS) { QUANTS(PLAINLY) }
 
-#if defined(__GNUC__) && defined(__x86_64__) && !defined(WITHOUT_AVX2)
+typedef void Multiply(const char *name, ROWS);
+
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(WITHOUT_VECTORS)
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
-
-INLINE AVX2 __m256 eight(const int8_t *code) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)code)));
-}
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,fma,f16c")))
 
 INLINE AVX2 float total(__m256 v) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -57,42 +56,39 @@ INLINE AVX2 float total(__m256 v) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-INLINE AVX2 void by_eights(Unpack *unpack, int size, int bytes, int group, ROWS) {
-  for (long row = 0; row < rows; ++row) {
-    __m256 sum = _mm256_setzero_ps();
-    float offsets = 0;
-    for (long first = 0; first < columns;) {
-      __m256 span = _mm256_setzero_ps();
-      float span_offsets = 0;
-      for (const long end = first + SPAN < columns ? first + SPAN : columns; first < end; first += size, w += bytes) {
-        Block b;
-        unpack(w, &b);
-        for (int g = 0; g < size / group; ++g) {
-          const float *at = x + first + g * group;
-          const int8_t *code = b.code + g * group;
-          __m256 part = _mm256_mul_ps(eight(code), _mm256_loadu_ps(at));
-          for (int i = 8; i < group; i += 8)
-            part = _mm256_fmadd_ps(eight(code + i), _mm256_loadu_ps(at + i), part);
-          span = _mm256_fmadd_ps(_mm256_set1_ps(b.scale[g]), part, span);
-          span_offsets += b.offset[g] * sums[first / group + g];
-        }
-      }
-      sum = _mm256_add_ps(sum, span);
-      offsets += span_offsets;
-    }
-    out[row] = total(sum) + offsets;
-  }
-}
+#define NAME by_eights
+#define TARGET AVX2
+#define V __m256
+#define LANES 8
+#define MM(f) _mm256_##f
+#define CODES(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
+#define TOTAL total
+#include "linear_rows.h"
+
+#define NAME by_sixteens
+#define TARGET AVX512
+#define V __m512
+#define LANES 16
+#define MM(f) _mm512_##f
+#define CODES(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p))))
+#define TOTAL _mm512_reduce_add_ps
+#include "linear_rows.h"
 
 #define BY_EIGHTS(...) CASE(by_eights, __VA_ARGS__)
 static AVX2 void multiply_by_eights(const char *name, ROWS) { QUANTS(BY_EIGHTS) }
+#define BY_SIXTEENS(...) CASE(by_sixteens, __VA_ARGS__)
+static AVX512 void multiply_by_sixteens(const char *name, ROWS) { QUANTS(BY_SIXTEENS) }
 
-static int has_avx2(void) {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+static Multiply *quickest(void) {
+#ifndef WITHOUT_AVX512
+  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) return multiply_by_sixteens;
+#endif
+  const int eights =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return eights ? multiply_by_eights : multiply_plainly;
 }
 #else
-#define multiply_by_eights multiply_plainly
-static int has_avx2(void) { return 0; }
+static Multiply *quickest(void) { return multiply_plainly; }
 #endif
 
 void multiply(const Format *format, const unsigned char *w, long rows, long columns, const float *x,
@@ -102,10 +98,10 @@ void multiply(const Format *format, const unsigned char *w, long rows, long colu
     for (int i = 0; i < format->group; ++i) sums[g] += x[g * format->group + i];
   }
   const long row_bytes = columns / format->block * format->bytes, share = SHARE / (columns + 1) + 1;
+  Multiply *const multiply_rows = quickest();
 #pragma omp parallel for schedule(dynamic) if (rows > 2 * share)
   for (long first = 0; first < rows; first += share) {
     const long count = rows - first < share ? rows - first : share;
-    (has_avx2() ? multiply_by_eights : multiply_plainly)(format->name, w + first * row_bytes, count, columns, x,
-                                                         sums, out + first);
+    multiply_rows(format->name, w + first * row_bytes, count, columns, x, sums, out + first);
   }
 }

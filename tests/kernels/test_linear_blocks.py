@@ -67,25 +67,25 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
             native.LIBRARY.multiply(kind, weight.data, x, out)
 
 
-@pytest.fixture(scope="session")
-def without_avx2(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The same source as a processor without AVX2 runs it."""
-    library = tmp_path_factory.mktemp("linear") / "plain.so"
-    options = ["-O2", "-fopenmp", "-ffp-contract=off", "-shared", "-fPIC", "-DWITHOUT_AVX2"]
+@pytest.fixture(scope="session", params=["WITHOUT_AVX512", "WITHOUT_VECTORS"])
+def lesser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The same source as older processors run it."""
+    library = tmp_path_factory.mktemp("linear") / "lesser.so"
+    options = ["-O2", "-fopenmp", "-ffp-contract=off", "-shared", "-fPIC", f"-D{request.param}"]
     source = ROOT / "kernels" / "linear.c"
     subprocess.run(["cc", *options, "-o", str(library), str(source)], check=True)
     return ctypes.CDLL(str(library))
 
 
 @pytest.mark.parametrize("kind", sorted(linear.COMPILED))
-def test_on_other_processors(without_avx2: ctypes.CDLL, kind: str) -> None:
+def test_on_other_processors(lesser: ctypes.CDLL, kind: str) -> None:
     weight, x = random_blocks(kind, 37, 768), draw(1, 768, seed=1)
     out, sums = np.empty((1, 37), np.float32), np.empty(768, np.float32)
-    without_avx2.format_of.restype = ctypes.c_void_p
-    described = ctypes.c_void_p(without_avx2.format_of(kind.encode()))
+    lesser.format_of.restype = ctypes.c_void_p
+    described = ctypes.c_void_p(lesser.format_of(kind.encode()))
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in (weight.data, x, sums, out)]
     data, read, scratch, made = pointers
-    without_avx2.multiply(described, data, ctypes.c_long(37), ctypes.c_long(768), read, scratch, made)
+    lesser.multiply(described, data, ctypes.c_long(37), ctypes.c_long(768), read, scratch, made)
     assert close(out, x, weight)
 
 
