@@ -65,16 +65,16 @@ class Runner:
         return out
 
     def _compute(self, call: "_Call", live: dict[Key, np.ndarray], step: Step) -> Any:
-        inputs = [
-            self._remember(key, live[key], step) if index in call.history else live[key]
-            for index, key in enumerate(call.op.inputs)
-        ]
+        inputs = [live[key] for key in call.op.inputs]
+        for index in call.history:
+            inputs[index] = self._remember(call.op.inputs[index], inputs[index], step)
         return call.compute(*inputs, *self._operands(call, step), **call.params)
 
     def _operands(self, call: "_Call", step: Step) -> list[Any]:
         """The op's weights: one token's product takes its matrix as it is stored, where it can."""
-        first = [call.stored] if call.stored is not None and step.n_tokens == 1 else []
-        return first + [self.weights.weight(name, self.dtype) for name in call.op.weights[len(first) :]]
+        if call.stored is None or step.n_tokens > 1:
+            return [self.weights.weight(name, self.dtype) for name in call.op.weights]
+        return [call.stored, *(self.weights.weight(name, self.dtype) for name in call.op.weights[1:])]
 
     def _stored(self, op: Op) -> Blocks | None:
         """The matrix of a product that reads it as it is stored."""
