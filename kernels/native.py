@@ -7,11 +7,12 @@ from importlib import import_module
 from typing import Any
 
 
-def _load() -> Any:
+def compiled(name: str, package: str | None) -> Any:
+    """The compiled module of that name in `package`; None where it was not built."""
     try:
-        return import_module("._native", __package__)
+        return import_module(f".{name}", package)
     except ImportError:
         return None
 
 
-LIBRARY: Any = _load()
+LIBRARY: Any = compiled("_native", __package__)

@@ -7,11 +7,12 @@ which leaves it to the engine that runs meanwhile.
 import errno
 import os
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
+
+from ..kernels.native import compiled
 
 IOV_MAX = 1024  # pieces of one write: Linux takes no more
 
@@ -25,14 +26,7 @@ class Run(NamedTuple):
     rows: Sequence[Row]
 
 
-def _load() -> Any:
-    try:
-        return import_module("._rows", __package__)
-    except ImportError:
-        return None
-
-
-LIBRARY: Any = _load()
+LIBRARY: Any = compiled("_rows", __package__)
 
 
 def write_runs(fd: int, runs: Sequence[Run]) -> np.ndarray:
