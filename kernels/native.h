@@ -1,12 +1,7 @@
 /* The compiled kernels, as native.c gives them to Python.  No function here knows Python. */
 #pragma once
 
-/* One version of a function for each kind of x86 processor, chosen when the program is loaded. */
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
-#define VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define VECTORISED
-#endif
+#include "compiler.h"
 
 /* The figures of rows, as kernels/difference.py names them: those before MAX_ABS add up. */
 enum {

@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
+#include "compiler.h"
 
 /* X(name, its function below, BLOCK, BYTES, GROUP) */
 #define QUANTS(X)            \
