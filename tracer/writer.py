@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from .background import Background
 from .errors import TraceError
@@ -30,7 +29,6 @@ from .structure import PIECE_BYTES, Slot, create
 BUFFER_BYTES = 256 << 20  # of arrays that wait for the writer thread
 FLUSH_SECONDS = 0.25  # decode steps are gathered this long: their rows are neighbours, so one write does
 FLUSH_BYTES = 64 << 20  # and no more of them than this
-CHUNK = 1 << 20  # bytes written at a time: the checksum has brought them into the core's cache
 MARK_AT_ONCE = 64 * 1024  # bytes: pieces this large are marked as written without waiting for the step's end
 
 Neighbours = tuple[Key, list[int], list[Row]]  # what steps have of a tensor, side by side in the file
@@ -201,13 +199,10 @@ class TraceWriter:
         if array.shape != expected:
             raise _misshapen(key, array.shape, expected)
         data, place = _bytes(as_stored(array, numpy_dtype(spec.dtype))), self._layout.place(spec, step)
-        slot, digest = self._slots[place.path], xxhash.xxh3_64()
-        for first in range(0, len(data), CHUNK):
-            chunk = data[first : first + CHUNK]
-            digest.update(chunk)
-            self._pwrite(chunk, slot.offset + place.first * slot.row_bytes + first)
-        column = self._column[key]
-        self._checksums[step, column] = digest.intdigest() or 1  # 0: not written
+        slot, column = self._slots[place.path], self._column[key]
+        run = Run(slot.offset + place.first * slot.row_bytes, [data])
+        self._checksums[step, column] = max(write_runs(self._fd, [run])[0], 1)  # 0: not written
+        self.bytes_written += len(data)
         if len(data) >= MARK_AT_ONCE:
             self._write_checksums(step, column, self._checksums[step, column : column + 1])
 

@@ -90,7 +90,11 @@ static uint64_t xxh3_up_to_240(const uint8_t *p, size_t size) {
 
 enum { STRIPE = 64, STRIPES = (sizeof SECRET - STRIPE) / 8 }; /* bytes; stripes of a block */
 
-INLINE void accumulate(uint64_t acc[8], const uint8_t *stripe, const uint8_t *secret) {
+/* Adds the stripes from `first` to before `end` of what begins at p. */
+#define STRIPES_OF uint64_t acc[8], const uint8_t *p, size_t first, size_t end
+typedef void AddStripes(STRIPES_OF);
+
+static void add_stripe(uint64_t acc[8], const uint8_t *stripe, const uint8_t *secret) {
   for (int i = 0; i < 8; ++i) {
     const uint64_t data = word(stripe + 8 * i), key = data ^ word(secret + 8 * i);
     acc[i ^ 1] += data;
@@ -98,22 +102,83 @@ INLINE void accumulate(uint64_t acc[8], const uint8_t *stripe, const uint8_t *se
   }
 }
 
-VECTORISED static uint64_t xxh3_of_more(const uint8_t *p, size_t size) {
-  uint64_t acc[8] = {P32_3, P64_1, P64_2, P64_3, P64_4, P32_2, P64_5, P32_1};
-  const size_t whole = (size - 1) / STRIPE; /* the last stripe, whole or not, comes in its own way */
-  for (size_t n = 0; n < whole; ++n) {
-    accumulate(acc, p + n * STRIPE, SECRET + n % STRIPES * 8);
-    if (n % STRIPES == STRIPES - 1)
-      for (int i = 0; i < 8; ++i)
-        acc[i] = ((acc[i] ^ acc[i] >> 47) ^ word(SECRET + sizeof SECRET - STRIPE + 8 * i)) * P32_1;
+INLINE void scramble(uint64_t acc[8]) {
+  for (int i = 0; i < 8; ++i)
+    acc[i] = ((acc[i] ^ acc[i] >> 47) ^ word(SECRET + sizeof SECRET - STRIPE + 8 * i)) * P32_1;
+}
+
+static void add_stripes_plainly(STRIPES_OF) {
+  for (size_t n = first; n < end; ++n) {
+    add_stripe(acc, p + n * STRIPE, SECRET + n % STRIPES * 8);
+    if (n % STRIPES == STRIPES - 1) scramble(acc);
   }
-  accumulate(acc, p + size - STRIPE, SECRET + sizeof SECRET - STRIPE - 7);
-  uint64_t h = size * P64_1;
+}
+
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(WITHOUT_VECTORS)
+#include <immintrin.h>
+
+/* By hand: compilers make a 64-bit product of three, not of the one that 32-bit factors need. */
+INLINE __attribute__((target("avx2"))) __m256i with_half(__m256i acc, const uint8_t *stripe, const uint8_t *secret) {
+  const __m256i data = _mm256_loadu_si256((const __m256i *)stripe);
+  const __m256i key = _mm256_xor_si256(data, _mm256_loadu_si256((const __m256i *)secret));
+  acc = _mm256_add_epi64(acc, _mm256_shuffle_epi32(data, 0x4e)); /* the neighbour's data */
+  return _mm256_add_epi64(acc, _mm256_mul_epu32(key, _mm256_srli_epi64(key, 32)));
+}
+
+static __attribute__((target("avx2"))) void add_stripes_by_fours(STRIPES_OF) {
+  __m256i *const halves = (__m256i *)acc;
+  while (first < end) {
+    const size_t into = first % STRIPES, left = STRIPES - into, count = end - first < left ? end - first : left;
+    __m256i low = _mm256_loadu_si256(halves), high = _mm256_loadu_si256(halves + 1);
+    for (size_t n = 0; n < count; ++n) {
+      const uint8_t *const stripe = p + (first + n) * STRIPE, *const secret = SECRET + (into + n) * 8;
+      low = with_half(low, stripe, secret);
+      high = with_half(high, stripe + 32, secret + 32);
+    }
+    _mm256_storeu_si256(halves, low);
+    _mm256_storeu_si256(halves + 1, high);
+    if (count == left) scramble(acc);
+    first += count;
+  }
+}
+
+static AddStripes *quickest(void) {
+  return __builtin_cpu_supports("avx2") ? add_stripes_by_fours : add_stripes_plainly;
+}
+#else
+static AddStripes *quickest(void) { return add_stripes_plainly; }
+#endif
+
+/* The sum of more than 240 bytes, stripe by stripe: the last one, whole or not, comes in its own way. */
+typedef struct {
+  const uint8_t *p;
+  size_t size, added;
+  uint64_t acc[8];
+} Xxh3;
+
+static Xxh3 xxh3_begin(const uint8_t *p, size_t size) {
+  return (Xxh3){p, size, 0, {P32_3, P64_1, P64_2, P64_3, P64_4, P32_2, P64_5, P32_1}};
+}
+
+/* Adds what begins before byte `end`. */
+static void xxh3_add(Xxh3 *sum, size_t end) {
+  const size_t all = (sum->size - 1) / STRIPE, until = end / STRIPE < all ? end / STRIPE : all;
+  quickest()(sum->acc, sum->p, sum->added, until);
+  sum->added = until;
+}
+
+static uint64_t xxh3_end(Xxh3 *sum) {
+  xxh3_add(sum, sum->size);
+  uint64_t *const acc = sum->acc;
+  uint64_t h = sum->size * P64_1;
+  add_stripe(acc, sum->p + sum->size - STRIPE, SECRET + sizeof SECRET - STRIPE - 7);
   for (int i = 0; i < 8; i += 2)
     h += folded(acc[i] ^ word(SECRET + 11 + 8 * i), acc[i + 1] ^ word(SECRET + 19 + 8 * i));
   return avalanche(h);
 }
 
 static uint64_t xxh3(const uint8_t *p, size_t size) {
-  return size <= 16 ? xxh3_up_to_16(p, size) : size <= 240 ? xxh3_up_to_240(p, size) : xxh3_of_more(p, size);
+  if (size <= 240) return size <= 16 ? xxh3_up_to_16(p, size) : xxh3_up_to_240(p, size);
+  Xxh3 sum = xxh3_begin(p, size);
+  return xxh3_end(&sum);
 }

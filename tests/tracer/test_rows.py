@@ -1,5 +1,6 @@
 """Rows written in one call: what the file holds, and checksums against the xxHash library."""
 
+import ctypes
 import errno
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import pytest
 import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tensortrace.tracer.rows import LIBRARY, Run, write_columns, write_runs
+from tensortrace.tracer.rows import CHUNK, LIBRARY, Run, write_columns, write_runs
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("both_kernel_sets")
 
 
@@ -74,6 +76,28 @@ def test_checksums_at_the_seams_of_the_algorithm(tmp_path: Path, size: int) -> N
     check(tmp_path / "rows", [Run(0, some_rows(3, size))])
 
 
+@pytest.mark.parametrize("past", [-65, -64, -1, 0, 1, 63, 64, 65, 300])
+def test_rows_longer_than_one_write(tmp_path: Path, past: int) -> None:
+    """They are summed piece by piece, alone and among short ones; the last piece may be a byte."""
+    (one,), (two,) = some_rows(1, CHUNK + past), some_rows(1, 2 * CHUNK + past)
+    check(tmp_path / "rows", [Run(64, [one])])
+    check(tmp_path / "rows", [Run(5, [*some_rows(2, 999), two, *some_rows(1, 17), one])])
+
+
+@pytest.mark.cxx
+@pytest.mark.parametrize("size", [300, 1023, 1024, 1025, 66_000])
+def test_checksums_on_other_processors(tmp_path: Path, size: int) -> None:
+    """The same source without vectors written by hand."""
+    source, library = tmp_path / "sum.c", tmp_path / "sum.so"
+    source.write_text('#include "xxh3.h"\nuint64_t sum(void *p, size_t n) { return xxh3(p, n); }\n')
+    options = ["-O2", "-shared", "-fPIC", "-DWITHOUT_VECTORS", f"-I{ROOT / 'tracer'}"]
+    subprocess.run(["cc", *options, "-o", str(library), str(source)], check=True)
+    (row,) = some_rows(1, size)
+    made = ctypes.CDLL(str(library)).sum
+    made.restype = ctypes.c_uint64
+    assert made(ctypes.c_void_p(row.ctypes.data), ctypes.c_size_t(size)) == xxhash.xxh3_64_intdigest(row)
+
+
 def test_more_rows_than_one_system_call_takes(tmp_path: Path) -> None:
     check(tmp_path / "rows", [Run(7, some_rows(2100, 300))])
 
@@ -89,21 +113,25 @@ from tensortrace.tracer import rows
 if sys.argv[2] == "numpy":
     rows.LIBRARY = None
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+size = int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_FSIZE, (10 * size // 3, resource.RLIM_INFINITY))
 with open(sys.argv[1], "wb") as file:
     try:
-        rows.write_runs(file.fileno(), [rows.Run(0, [memoryview(bytes([i]) * 300) for i in range(5)])])
+        rows.write_runs(file.fileno(), [rows.Run(0, [memoryview(bytes([i]) * size) for i in range(5)])])
     except OSError as error:
         print(error.errno)
 """
 
 
-def test_a_write_that_stops_inside_a_row_is_an_error(tmp_path: Path, both_kernel_sets: str) -> None:
+@pytest.mark.parametrize("size", [300, 3 * CHUNK])
+def test_a_write_that_stops_inside_a_row_is_an_error(
+    tmp_path: Path, both_kernel_sets: str, size: int
+) -> None:
     """The kernel writes up to the limit first; the rest is tried again, and refused."""
-    command = [sys.executable, "-c", LIMITED, str(tmp_path / "rows"), both_kernel_sets]
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "rows"), both_kernel_sets, str(size)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(errno.EFBIG)]
-    assert (tmp_path / "rows").read_bytes() == b"".join(bytes([i]) * 300 for i in range(5))[:1000]
+    assert (tmp_path / "rows").read_bytes() == b"".join(bytes([i]) * size for i in range(5))[: 10 * size // 3]
 
 
 def test_columns_of_blocks(tmp_path: Path) -> None:
