@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..kernels.blas import one_thread_each
 from ..tracer.errors import UserError
 from ..tracer.format import Step, numpy_dtype
 from ..tracer.gguf import Model
@@ -24,7 +25,6 @@ from ..tracer.graph import POSITIONS, TOKENS, Op
 from ..tracer.names import Key
 from ..tracer.trace import Trace
 from .allowance import SLACK, Allowance, length
-from .blas import one_thread_each
 from .fitted import Fitted
 from .mapped import give_back
 from .replay import graph_of

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Set
 import numpy as np
 
 from . import cuda as gpu
+from .shares import share_out
 
 HISTORY = (1, 2)  # inputs k and v hold every token so far, not only the ones of this step
 QUERY_BLOCK = 128  # queries per block: keeps a block of scores inside the L2 cache
@@ -66,8 +67,8 @@ def cpu(
     grouped = {name: _group_heads(name, array, kv_heads) for name, array in results.items()}
     k_heads, v_heads = k.transpose(1, 2, 0), v.transpose(1, 0, 2)
     attend = {"online": _online, "two-pass": _two_pass}[softmax]
-    for start in range(0, tokens, QUERY_BLOCK):
-        rows = slice(start, min(start + QUERY_BLOCK, tokens))
+
+    def attend_to(rows: slice) -> None:
         positions = np.arange(keys - tokens + rows.start, keys - tokens + rows.stop)
         # [kv_head, group * query, dim]: one product serves all the query heads of a KV head
         block = (q[rows] * q.dtype.type(scale)).reshape(-1, kv_heads, group, dim).transpose(1, 2, 0, 3)
@@ -75,6 +76,8 @@ def cpu(
         start_of_rows = _empty_rows(q.dtype, kv_heads, group, len(positions), sinks)
         views = {name: _rows(name, a, rows) for name, a in grouped.items()}
         attend(scored, v_heads, views, keys, tile, *start_of_rows)
+
+    share_out(attend_to, tokens, QUERY_BLOCK)
     return results
 
 

@@ -4,6 +4,7 @@
  * hot part; it is written for vectors by hand, as compilers make slow code of it. */
 #include "native.h"
 #include "quants.h"
+#include "team.h"
 
 enum { SHARE = 1 << 16 }; /* weights that a thread takes at a time: a few microseconds */
 enum { SPAN = 256 };      /* terms added up in a row: rounding grows with the root of their number */
@@ -91,17 +92,29 @@ static Multiply *quickest(void) {
 static Multiply *quickest(void) { return multiply_plainly; }
 #endif
 
+/* One product, as the threads see it. */
+typedef struct {
+  Multiply *multiply_rows;
+  const Format *format;
+  const unsigned char *w;
+  long columns;
+  const float *x, *sums;
+  float *out;
+} Product;
+
+static void take_rows(const void *loop, long first, long end) {
+  const Product *const p = loop;
+  const long row_bytes = p->columns / p->format->block * p->format->bytes;
+  const uint8_t *const rows = p->w + first * row_bytes;
+  p->multiply_rows(p->format->name, rows, end - first, p->columns, p->x, p->sums, p->out + first);
+}
+
 void multiply(const Format *format, const unsigned char *w, long rows, long columns, const float *x,
               float *sums, float *out) {
   for (long g = 0; g < columns / format->group; ++g) {
     sums[g] = 0;
     for (int i = 0; i < format->group; ++i) sums[g] += x[g * format->group + i];
   }
-  const long row_bytes = columns / format->block * format->bytes, share = SHARE / (columns + 1) + 1;
-  Multiply *const multiply_rows = quickest();
-#pragma omp parallel for schedule(dynamic) if (rows > 2 * share)
-  for (long first = 0; first < rows; first += share) {
-    const long count = rows - first < share ? rows - first : share;
-    multiply_rows(format->name, w + first * row_bytes, count, columns, x, sums, out + first);
-  }
+  const Product product = {quickest(), format, w, columns, x, sums, out};
+  share_out(take_rows, &product, rows, SHARE / (columns + 1) + 1);
 }

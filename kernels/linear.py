@@ -8,6 +8,7 @@ import numpy as np
 from . import cuda as gpu
 from . import dequantize, native
 from .dequantize import Blocks
+from .shares import share_out
 
 EXPRESSIONS = {
     "linear.cu": [
@@ -17,6 +18,7 @@ EXPRESSIONS = {
 }
 ROWS = 4  # of a weight in a block of threads, one a warp
 MATRICES = 3  # that one launch can multiply
+COLUMNS, LEAST = 96, 1 << 23  # of the result that a thread takes at a time, and the least products in them
 COMPILED = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"))  # types of linear.c
 
 
@@ -37,13 +39,20 @@ def cpu(
     """
     tokens = x.shape[0]
     x = x.reshape(tokens, -1)
-    y = _multiply(x, weight) if isinstance(weight, Blocks) else x @ weight.T
+    y = _multiply_blocks(x, weight) if isinstance(weight, Blocks) else _multiply(x, weight)
     if bias is not None:
         y += bias
     return y if heads is None else y.reshape(tokens, heads, -1)
 
 
-def _multiply(x: np.ndarray, weight: Blocks) -> np.ndarray:
+def _multiply(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    y = np.empty((len(x), len(weight)), np.result_type(x, weight))
+    share = COLUMNS * max(1, LEAST // (COLUMNS * x.size))
+    share_out(lambda rows: np.matmul(x, weight[rows].T, out=y[:, rows]), len(weight), share)
+    return y
+
+
+def _multiply_blocks(x: np.ndarray, weight: Blocks) -> np.ndarray:
     out = np.empty((1, weight.shape[0]), np.float32)
     native.LIBRARY.multiply(weight.kind, weight.data, np.ascontiguousarray(x), out)
     return out

@@ -89,7 +89,7 @@ def _allocate(
     file: h5py.File, path: str, shape: tuple[int, ...], dtype: str, spec: TensorSpec | None = None
 ) -> Slot:
     properties, links, kind = *_properties(), _type(dtype)
-    identifier = h5d.create(file.id, path.encode(), kind, h5s.create_simple(shape), properties, lcpl=links)
+    identifier = h5d.create(file.id, path.encode(), kind, _space(shape), properties, lcpl=links)
     if spec is not None:
         _describe(identifier, spec, ("step", *spec.axes) if len(shape) > len(spec.axes) else spec.axes)
     # a dataset without elements has no place in the file
@@ -111,8 +111,8 @@ def _describe(dataset: h5d.DatasetID, spec: TensorSpec, axes: tuple[str, ...]) -
 
     By HDF5's lowest calls: h5py's own way takes five times as long, and a trace has thousands of attributes.
     """
-    labels = h5a.create(dataset, b"DIMENSION_LABELS", _label_type(), h5s.create_simple((len(axes),)))
-    labels.write(np.array(axes, object))
+    labels, kind, space = _labels(axes)
+    h5a.create(dataset, b"DIMENSION_LABELS", kind, space).write(labels)
     conventions = json.dumps(spec.conventions) if spec.conventions else ""
     for name, text in (
         (b"axes", ",".join(axes)),
@@ -121,8 +121,8 @@ def _describe(dataset: h5d.DatasetID, spec: TensorSpec, axes: tuple[str, ...]) -
         (b"conventions", conventions),
     ):
         if text:
-            value, kind, scalar = _text(text)
-            h5a.create(dataset, name, kind, scalar).write(value)
+            value, kind, space = _text(text)
+            h5a.create(dataset, name, kind, space).write(value, kind)
 
 
 # what the datasets of all layers have in common is made once
@@ -131,6 +131,11 @@ def _describe(dataset: h5d.DatasetID, spec: TensorSpec, axes: tuple[str, ...]) -
 @cache
 def _type(dtype: str) -> h5t.TypeID:
     return h5_type(dtype)
+
+
+@lru_cache(64)
+def _space(shape: tuple[int, ...]) -> h5s.SpaceID:
+    return h5s.create_simple(shape)
 
 
 @lru_cache(1024)
@@ -146,9 +151,10 @@ def _scalar() -> h5s.SpaceID:
 
 
 @cache
-def _label_type() -> h5t.TypeID:
-    """HDF5's own functions for dimension labels insist on variable-length strings."""
-    return h5t.py_create(h5py.string_dtype(), logical=True)
+def _labels(axes: tuple[str, ...]) -> tuple[np.ndarray, h5t.TypeID, h5s.SpaceID]:
+    """Dimension labels likewise; HDF5's own functions for them insist on variable-length strings."""
+    kind = h5t.py_create(h5py.string_dtype(), logical=True)
+    return np.array(axes, object), kind, _space((len(axes),))
 
 
 def _check_space(temporary: Path) -> None:

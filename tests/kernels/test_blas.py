@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tensortrace.analyze import blas
+from tensortrace.kernels import blas
 
 
 def threads() -> int:

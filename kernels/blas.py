@@ -1,4 +1,4 @@
-"""One thread for each matrix product, where several products run at once on threads of our own.
+"""The threads of NumPy's matrix products, where threads of our own run several of them at once.
 
 OpenBLAS would start as many threads for each of them: on two busy cores that was measured to cost six times
 the work, most of it waiting.
@@ -11,6 +11,12 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+
+def threads() -> int:
+    """Threads of a product now; 1 where NumPy came with another library than OpenBLAS, which isn't asked."""
+    library = _openblas()
+    return 1 if library is None else library.scipy_openblas_get_num_threads64_()
 
 
 @contextmanager
