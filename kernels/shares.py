@@ -5,7 +5,7 @@ another thread wanted (the trace's writer does).  Shares smaller than that are t
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import cache
 
@@ -29,15 +29,15 @@ def share_out(work: Callable[[slice], object], count: int, size: int) -> None:
 
     helpers = min(blas.threads(), -(-count // size)) - 1
     with blas.one_thread_each():
-        helping: list[Future[None]] = []
+        # NumPy's error settings belong to the context
+        helping = [_helpers().submit(copy_context().run, take) for _ in range(helpers)]
         try:
-            for _ in range(helpers):  # NumPy's error settings belong to the context
-                helping.append(_helpers().submit(copy_context().run, take))
             take()
         finally:
-            for helper in helping:
-                if not helper.cancel():  # one that has not begun is not waited for
-                    helper.result()
+            begun = [helper for helper in helping if not helper.cancel()]  # only these are waited for
+            wait(begun)
+        for helper in begun:
+            helper.result()
 
 
 @cache
