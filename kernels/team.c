@@ -25,7 +25,7 @@ static atomic_uint number; /* of the loop */
 static atomic_flag taken = ATOMIC_FLAG_INIT;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
-static int helpers = -1; /* not counted yet; whoever has `taken` may write it */
+static int helpers; /* that were started; whoever has `taken` may write it */
 
 static void take_shares(void) {
   for (long first; (first = atomic_fetch_add(&job.next, job.share)) < job.count;)
@@ -68,7 +68,7 @@ static void *help(void *unused) {
 
 /* A child of fork has none of the helpers, and the lock as one of them may have held it. */
 static void forget(void) {
-  helpers = -1;
+  helpers = 0;
   atomic_store(&state, 0);
   atomic_store(&asleep, 0);
   atomic_store(&number, 0);
@@ -85,19 +85,31 @@ static int cores(void) {
   return (int)sysconf(_SC_NPROCESSORS_ONLN);
 }
 
-static int start_helpers(void) {
+static int most_helpers(void) {
   const char *const limit = getenv("OMP_NUM_THREADS");
-  int wanted = limit && atoi(limit) > 0 ? atoi(limit) : cores(), started = 0;
+  const int wanted = limit && atoi(limit) > 0 ? atoi(limit) : cores();
+  return (wanted < MOST ? wanted : MOST) - 1;
+}
+
+/* Has `wanted` helpers there, or as many as the machine lets us. */
+static void start_helpers(int wanted) {
+  static int most = -1;
+  if (most < 0) {
+    most = most_helpers();
+    pthread_atfork(NULL, NULL, forget);
+  }
+  if (helpers >= wanted || helpers >= most) return;
   sigset_t all, before;
-  if (wanted > MOST) wanted = MOST;
-  static int watching;
-  if (!watching) watching = !pthread_atfork(NULL, NULL, forget);
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the threads of the program */
-  for (pthread_t thread; started + 1 < wanted && !pthread_create(&thread, NULL, help, NULL); ++started)
+  for (pthread_t thread; helpers < wanted && helpers < most; ++helpers) {
+    if (pthread_create(&thread, NULL, help, NULL)) {
+      most = helpers;
+      break;
+    }
     pthread_detach(thread);
+  }
   pthread_sigmask(SIG_SETMASK, &before, NULL);
-  return started;
 }
 
 void share_out(Take *take, const void *loop, long count, long share) {
@@ -105,7 +117,8 @@ void share_out(Take *take, const void *loop, long count, long share) {
     take(loop, 0, count);
     return;
   }
-  if (helpers < 0) helpers = start_helpers();
+  const long shares = (count + share - 1) / share;
+  start_helpers(shares < MOST ? (int)shares - 1 : MOST - 1);
   job.take = take, job.loop = loop, job.count = count, job.share = share;
   atomic_store(&job.next, 0);
   if (helpers) {
