@@ -1,5 +1,6 @@
 """The CUDA engine on a real model and a real GPU, against the CPU engine: every tensor, m and l included."""
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from tensortrace.analyze.compare import compare
 from tensortrace.tracer.architecture import build_graph
 from tensortrace.tracer.engines.cuda import Engine
 from tensortrace.tracer.gguf import Model
-from tensortrace.tracer.record import Request, Result, record
+from tensortrace.tracer.record import Request, Result, plan, record
 from tensortrace.tracer.selection import Selection
 from tensortrace.tracer.trace import Trace
 
@@ -66,3 +67,32 @@ def test_half_precision_is_rounding(smollm2_model: Model, tmp_path: Path, dtype:
     with Trace(tmp_path / "gpu.h5") as gpu, Trace(tmp_path / "cpu.h5") as cpu:
         comparison = compare(gpu, cpu)
     assert comparison.verdict == "rounding", comparison.sentence
+
+
+@pytest.mark.parametrize(
+    ("length", "new", "selection", "dtype"),
+    [
+        (17, 1, EVERYTHING, "float32"),
+        (512, 65, EVERYTHING, "float32"),
+        (512, 65, EVERYTHING, "bfloat16"),
+        (1000, 2, Selection(tensors="logits"), "float32"),
+        (4096, 1, SOME_LAYERS, "float32"),
+        (64, 300, Selection(phase="decode"), "float32"),
+    ],
+)
+def test_the_memory_is_what_a_dry_run_says(
+    smollm2_model: Model, tmp_path: Path, length: int, new: int, selection: Selection, dtype: str
+) -> None:
+    """Within a tenth of what CuPy holds afterwards; it gives nothing back until it is told to."""
+    gc.collect()
+    engine = Engine(build_graph(smollm2_model), smollm2_model, dtype=dtype)
+    device = engine._device
+    device.trim()
+    before = device.memory_used()
+    request = Request(list(range(100, 100 + length)), n_new=new, selection=selection)
+    asked, _ = plan(engine, request)
+    stated = engine.memory([spec.key for spec in asked], request.steps)
+    record(engine, request, tmp_path / "gpu.h5", header(smollm2_model))
+    held = device.memory_used() - before
+    print(f"{length} + {new} tokens, {dtype}: {stated / 1e6:.0f} MB stated, {held / 1e6:.0f} MB held")
+    assert 0.9 <= stated / held <= 1.1
