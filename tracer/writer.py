@@ -9,7 +9,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Sequence
-from itertools import cycle, pairwise
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -230,14 +230,16 @@ class TraceWriter:
     def _as_rows(self, key: Key, steps: list[int], arrays: list[np.ndarray]) -> list[Row]:
         """What decode steps have of a tensor, each as its row is stored."""
         spec, dtype = self.tensors[key], numpy_dtype(self.tensors[key].dtype)
-        shapes = self._shapes_of(spec, steps[:1] if spec.joined else steps)
-        for array, expected in zip(arrays, cycle(shapes)):
-            if array.shape != expected:
-                raise _misshapen(key, array.shape, expected)
+        shapes = (
+            self._shapes_of(spec, steps[:1]) * len(steps) if spec.joined else self._shapes_of(spec, steps)
+        )
+        given = [array.shape for array in arrays]
+        if given != shapes:
+            raise next(_misshapen(key, *both) for both in zip(given, shapes) if both[0] != both[1])
         if not spec.joined:
             arrays = list(padded(arrays, self._layout.place(spec, steps[0]).shape[1:], dtype))
-        same = (a if a.dtype is dtype and a.flags.c_contiguous else as_stored(a, dtype) for a in arrays)
-        return [row if dtype.isbuiltin == 1 else _bytes(row) for row in same]  # bfloat16 is no buffer
+        same = [a if a.dtype is dtype and a.flags.c_contiguous else as_stored(a, dtype) for a in arrays]
+        return same if dtype.isbuiltin == 1 else [_bytes(row) for row in same]  # bfloat16 is no buffer
 
     def _shapes_of(self, spec: TensorSpec, steps: list[int]) -> list[tuple[int, ...]]:
         """The shapes of a tensor in some steps; all layers have the same, so they are worked out once."""
