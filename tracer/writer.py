@@ -239,7 +239,7 @@ class TraceWriter:
         if not spec.joined:
             arrays = list(padded(arrays, self._layout.place(spec, steps[0]).shape[1:], dtype))
         same = [a if a.dtype is dtype and a.flags.c_contiguous else as_stored(a, dtype) for a in arrays]
-        return same if dtype.isbuiltin == 1 else [_bytes(row) for row in same]  # bfloat16 is no buffer
+        return [*same] if dtype.isbuiltin == 1 else [_bytes(row) for row in same]  # bfloat16 is no buffer
 
     def _shapes_of(self, spec: TensorSpec, steps: list[int]) -> list[tuple[int, ...]]:
         """The shapes of a tensor in some steps; all layers have the same, so they are worked out once."""
