@@ -7,9 +7,7 @@ import numpy as np
 
 from . import cuda as gpu
 from .gelu import cpu as gelu
-from .shares import share_out
-
-SHARE = 1 << 16  # numbers that a thread takes at a time: a fraction of a millisecond
+from .shares import SHARE, share_out
 
 
 def silu(x: np.ndarray) -> np.ndarray:

@@ -6,9 +6,7 @@ llama.cpp `ggml_rms_norm` followed by `ggml_mul`.
 import numpy as np
 
 from . import cuda as gpu
-from .shares import share_out
-
-SHARE = 1 << 16  # numbers that a thread takes at a time: a fraction of a millisecond
+from .shares import SHARE, share_out
 
 EXPRESSIONS = {"rms_norm.cu": [f"rms_norm<{t}, {n}>" for t in gpu.STORAGE.values() for n in (1, 4)]}
 

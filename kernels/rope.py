@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from . import cuda as gpu
-from .shares import share_out
+from .shares import SHARE, share_out
 
-SHARE = 1 << 16  # numbers that a thread takes at a time: a fraction of a millisecond
 MIN_RAMP = 1e-3  # pairs; keeps a ramp of no width from dividing by zero
 PAIRINGS = {"interleaved": "true", "half-split": "false"}  # the INTERLEAVED of rope.cu
 EXPRESSIONS = {"rope.cu": [f"rope<{t}, {p}>" for t in gpu.STORAGE.values() for p in PAIRINGS.values()]}

@@ -11,6 +11,8 @@ from functools import cache
 
 from . import blas
 
+SHARE = 1 << 16  # numbers of an element-wise op that a thread takes at a time: a fraction of a millisecond
+
 
 def share_out(work: Callable[[slice], object], count: int, size: int) -> None:
     """Call `work` with slices of `size` that cover range(count), on as many threads as products have.
