@@ -13,12 +13,14 @@ from collections.abc import Iterator, Set
 import numpy as np
 
 from . import cuda as gpu
+from . import native
 from .shares import share_out
 
 HISTORY = (1, 2)  # inputs k and v hold every token so far, not only the ones of this step
 QUERY_BLOCK = 128  # queries per block: keeps a block of scores inside the L2 cache
 TILE = 128  # keys per tile of the online softmax
 EXTRAS = ("scores", "probs", "m", "l", "m_tiles", "l_tiles")
+Seen = tuple[np.ndarray, np.ndarray]  # [query]: the first key that it sees, and the one after the last
 
 MERGED = 4096  # of attention_decode.cu
 MAX_DIM = 256  # head size of the CUDA kernels
@@ -72,7 +74,7 @@ def cpu(
         positions = np.arange(keys - tokens + rows.start, keys - tokens + rows.stop)
         # [kv_head, group * query, dim]: one product serves all the query heads of a KV head
         block = (q[rows] * q.dtype.type(scale)).reshape(-1, kv_heads, group, dim).transpose(1, 2, 0, 3)
-        scored = _score_tiles(block, k_heads, positions, causal, window, softcap, tile)
+        scored = _score_tiles(block, k_heads, _seen(positions, keys, causal, window), softcap, tile)
         start_of_rows = _empty_rows(q.dtype, kv_heads, group, len(positions), sinks)
         views = {name: _rows(name, a, rows) for name, a in grouped.items()}
         attend(scored, v_heads, views, keys, tile, *start_of_rows)
@@ -114,50 +116,46 @@ def _rows(name: str, array: np.ndarray, rows: slice) -> np.ndarray:
     return array[:, :, :, rows] if name.endswith("_tiles") else array[:, :, rows]
 
 
+def _seen(positions: np.ndarray, keys: int, causal: bool, window: int | None) -> Seen:
+    """The keys that each query sees: the first, and the one after the last."""
+    last = np.minimum(positions + 1, keys) if causal else np.full(len(positions), keys)
+    first = np.zeros(len(positions), int) if window is None else np.maximum(positions - window + 1, 0)
+    return first, np.maximum(first, last)
+
+
 def _score_tiles(
-    q: np.ndarray,
-    k_heads: np.ndarray,
-    positions: np.ndarray,
-    causal: bool,
-    window: int | None,
-    softcap: float | None,
-    tile: int,
-) -> Iterator[tuple[slice, np.ndarray | None]]:
-    """Yield (keys, scores [kv_head, group, query, key] or None where the whole tile is masked)."""
+    q: np.ndarray, k_heads: np.ndarray, seen: Seen, softcap: float | None, tile: int
+) -> Iterator[tuple[slice, np.ndarray | None, Seen]]:
+    """Yield (keys, scores [kv_head, group, query, key], which of them each query sees).
+
+    Masked keys have scores here, too; None stands for those of a tile that no query sees.
+    """
     kv_heads, group, queries, dim = q.shape
     rows = q.reshape(kv_heads, group * queries, dim)
     keys = k_heads.shape[2]
-    for first in range(0, keys, tile):
-        span = slice(first, min(first + tile, keys))
-        if causal and span.start > positions[-1]:
-            yield span, None
+    for start in range(0, keys, tile):
+        span = slice(start, min(start + tile, keys))
+        first, last = (np.clip(edge - start, 0, span.stop - start).astype(np.intc) for edge in seen)
+        if not (first < last).any():
+            yield span, None, (first, last)
             continue
         scores = (rows @ k_heads[:, :, span]).reshape(kv_heads, group, queries, -1)
         if softcap is not None:
             scores = np.tanh(scores / q.dtype.type(softcap)) * q.dtype.type(softcap)
-        masked = _masked(positions, np.arange(span.start, span.stop), causal, window)
-        if masked is not None:
-            np.copyto(scores, -np.inf, where=masked)
-        yield span, scores
+        yield span, scores, (first, last)
 
 
-def _masked(positions: np.ndarray, keys: np.ndarray, causal: bool, window: int | None) -> np.ndarray | None:
-    """Mask [query, key], True where the query must not see the key; None where it sees them all."""
-    past_all = not causal or keys[-1] <= positions[0]
-    near_all = window is None or positions[-1] - keys[0] < window
-    if past_all and near_all:
-        return None
-    distance = positions[:, None] - keys[None, :]
-    masked = np.zeros(distance.shape, bool)
-    if causal:
-        masked |= distance < 0
-    if window is not None:
-        masked |= distance >= window
-    return masked
+def _hide(scores: np.ndarray, seen: Seen) -> None:
+    """Put -inf in the place of masked keys."""
+    first, last = seen
+    keys = scores.shape[-1]
+    if first.any() or (last < keys).any():
+        key = np.arange(keys)
+        np.copyto(scores, -np.inf, where=(key < first[:, None]) | (key >= last[:, None]))
 
 
 def _online(
-    scored: Iterator[tuple[slice, np.ndarray | None]],
+    scored: Iterator[tuple[slice, np.ndarray | None, Seen]],
     v_heads: np.ndarray,
     results: dict[str, np.ndarray],
     keys: int,
@@ -168,35 +166,66 @@ def _online(
     out = results["out"]
     kv_heads, group, queries, _ = out.shape
     acc = np.zeros(out.shape, out.dtype)
-    parts = []  # the keys and the running maximum that each part of `probs` was made with
-    for index, (span, scores) in enumerate(scored):
+    fold = _fold if native.LIBRARY is None or out.dtype != np.float32 else _fold_compiled
+    parts = []  # each tile's exponentials, and the maximum that they were made with
+    for index, (span, scores, seen) in enumerate(scored):
+        kept = results["scores"][..., span] if "scores" in results else None
         if scores is not None:
-            m_new = np.maximum(m, scores.max(-1, keepdims=True))
-            safe = np.where(np.isneginf(m_new), 0, m_new)  # a row that has seen no key yet
-            p = np.exp(scores - safe)
-            shrink = np.exp(m - safe)
-            l *= shrink
-            l += p.sum(-1, keepdims=True)
+            shrink = fold(scores, seen, m, l, kept)
             acc *= shrink
-            acc += (p.reshape(kv_heads, group * queries, -1) @ v_heads[:, span]).reshape(acc.shape)
-            m = m_new
-            parts.append((span, safe))
-        if "scores" in results:
-            results["scores"][..., span] = -np.inf if scores is None else scores
+            acc += (scores.reshape(kv_heads, group * queries, -1) @ v_heads[:, span]).reshape(acc.shape)
+        elif kept is not None:
+            kept[...] = -np.inf
         if "probs" in results:
-            results["probs"][..., span] = 0 if scores is None else p
+            parts.append((span, scores, m.copy()))
         for name, state in (("m_tiles", m), ("l_tiles", l)):
             if name in results:
                 results[name][index] = state[..., 0]
-    out[...] = acc / l
-    if "probs" in results:
-        for span, seen in parts:
-            results["probs"][..., span] *= np.exp(seen - m) / l
+    np.divide(acc, l, out=out)
+    for span, exponentials, top in parts:
+        probs = results["probs"][..., span]
+        if exponentials is None:
+            probs[...] = 0
+        else:
+            np.multiply(exponentials, np.exp(_finite(top) - m) / l, out=probs)
     _finish(results, m, l)
 
 
+def _fold(
+    scores: np.ndarray, seen: Seen, m: np.ndarray, l: np.ndarray, kept: np.ndarray | None
+) -> np.ndarray:
+    """Take a tile of keys into the softmax: scores become exp(score - m), m and l the state after the tile.
+
+    `kept` takes the scores as softmax sees them.  Gives the factor for what was summed up before.
+    """
+    _hide(scores, seen)
+    if kept is not None:
+        kept[...] = scores
+    before = m.copy()
+    np.maximum(m, scores.max(-1, keepdims=True), out=m)
+    np.exp(np.subtract(scores, _finite(m), out=scores), out=scores)
+    shrink = np.exp(before - _finite(m))
+    l *= shrink
+    l += scores.sum(-1, keepdims=True)
+    return shrink
+
+
+def _fold_compiled(
+    scores: np.ndarray, seen: Seen, m: np.ndarray, l: np.ndarray, kept: np.ndarray | None
+) -> np.ndarray:
+    """The same in one pass (softmax.c)."""
+    shrink = np.empty_like(m)
+    native.LIBRARY.fold(scores, m, l, shrink, *seen, kept)
+    return shrink
+
+
+def _finite(m: np.ndarray) -> np.ndarray:
+    """The maximum, or 0 where a row has seen no key yet."""
+    return np.where(np.isneginf(m), 0, m)
+
+
 def _two_pass(
-    scored: Iterator[tuple[slice, np.ndarray | None]],
+    scored: Iterator[tuple[slice, np.ndarray | None, Seen]],
     v_heads: np.ndarray,
     results: dict[str, np.ndarray],
     keys: int,
@@ -207,8 +236,9 @@ def _two_pass(
     out = results["out"]
     kv_heads, group, queries, _ = out.shape
     scores = np.full((kv_heads, group, queries, keys), -np.inf, out.dtype)
-    for span, part in scored:
+    for span, part, seen in scored:
         if part is not None:
+            _hide(part, seen)
             scores[..., span] = part
     m = np.maximum(scores.max(-1, keepdims=True), first_m)
     p = np.exp(scores - m)

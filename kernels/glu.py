@@ -6,6 +6,7 @@ llama.cpp `ggml_swiglu_split` and `ggml_geglu_split`, whose GELU is looked up in
 import numpy as np
 
 from . import cuda as gpu
+from . import native
 from .gelu import cpu as gelu
 from .shares import SHARE, share_out
 
@@ -25,10 +26,14 @@ EXPRESSIONS = {"glu.cu": [f"glu<{t}, {f}>" for t in gpu.STORAGE.values() for f i
 
 def cpu(gate: np.ndarray, up: np.ndarray, *, activation: str = "silu") -> np.ndarray:
     """gate, up [token, ffn] -> [token, ffn]."""
-    out = np.empty_like(gate)
+    out = np.empty(gate.shape, gate.dtype)
+    plain = all(array.dtype == np.float32 and array.flags.c_contiguous for array in (gate, up))
 
     def activate(tokens: slice) -> None:
-        np.multiply(ACTIVATIONS[activation](gate[tokens]), up[tokens], out=out[tokens])
+        if plain and activation == "silu" and native.LIBRARY is not None:  # glu.c
+            native.LIBRARY.silu_glu(gate[tokens], up[tokens], out[tokens])
+        else:
+            np.multiply(ACTIVATIONS[activation](gate[tokens]), up[tokens], out=out[tokens])
 
     share_out(activate, len(gate), SHARE // gate.shape[-1] + 1)
     return out

@@ -82,8 +82,67 @@ static PyObject *py_multiply(PyObject *self, PyObject *arguments) {
   return NULL;
 }
 
+/* The place for scores [kv_heads][group][queries][keys] in a larger array; 0 where they do not fit. */
+static int read_kept(const Py_buffer *kept, Tile *t) {
+  if (!kept->obj) return 1;
+  const Py_ssize_t *const shape = kept->shape, *const strides = kept->strides, size = sizeof(float);
+  t->kept = kept->buf;
+  t->kept_head = (long)(strides[1] / size), t->kept_query = (long)(strides[2] / size);
+  return kept->ndim == 4 && shape[0] * shape[1] == t->heads && shape[2] == t->queries && shape[3] == t->keys &&
+         (strides[3] == size || shape[3] == 1) && (strides[0] == shape[1] * strides[1] || shape[0] == 1);
+}
+
+static PyObject *py_fold(PyObject *self, PyObject *arguments) {
+  PyObject *place;
+  Py_buffer scores, m, l, shrink, first, last, kept = {0};
+  (void)self;
+  if (!PyArg_ParseTuple(arguments, "w*w*w*w*y*y*O", &scores, &m, &l, &shrink, &first, &last, &place)) return NULL;
+  int fits = place == Py_None || !PyObject_GetBuffer(place, &kept, PyBUF_STRIDES | PyBUF_WRITABLE);
+  if (fits) {
+    Tile t = {scores.buf, m.buf, l.buf, shrink.buf, NULL, first.buf, last.buf, 0, 0, 0, 0, 0};
+    const long rows = (long)(m.len / (Py_ssize_t)sizeof(float));
+    t.queries = (long)(first.len / (Py_ssize_t)sizeof(int));
+    t.heads = t.queries ? rows / t.queries : 0;
+    t.keys = rows ? (long)(scores.len / (Py_ssize_t)sizeof(float)) / rows : 0;
+    fits = l.len == m.len && shrink.len == m.len && last.len == first.len && t.heads * t.queries == rows &&
+           scores.len == rows * t.keys * (long)sizeof(float) && read_kept(&kept, &t);
+    for (long i = 0; i < t.queries && fits; ++i)
+      fits = 0 <= t.first[i] && t.first[i] <= t.last[i] && t.last[i] <= t.keys;
+    if (fits) {
+      Py_BEGIN_ALLOW_THREADS;
+      fold(&t);
+      Py_END_ALLOW_THREADS;
+    } else PyErr_SetString(PyExc_ValueError, "fold: the arrays do not fit together");
+    if (kept.obj) PyBuffer_Release(&kept);
+  }
+  Py_buffer *held[] = {&scores, &m, &l, &shrink, &first, &last};
+  for (int i = 0; i < 6; ++i) PyBuffer_Release(held[i]);
+  if (!fits) return NULL;
+  Py_RETURN_NONE;
+}
+
+static PyObject *py_silu_glu(PyObject *self, PyObject *arguments) {
+  Py_buffer gate, up, out;
+  (void)self;
+  if (!PyArg_ParseTuple(arguments, "y*y*w*", &gate, &up, &out)) return NULL;
+  const int fits = gate.len == out.len && up.len == out.len && out.len % (Py_ssize_t)sizeof(float) == 0;
+  if (fits) {
+    Py_BEGIN_ALLOW_THREADS;
+    silu_glu(gate.buf, up.buf, out.buf, (long)(out.len / (Py_ssize_t)sizeof(float)));
+    Py_END_ALLOW_THREADS;
+  }
+  PyBuffer_Release(&gate);
+  PyBuffer_Release(&up);
+  PyBuffer_Release(&out);
+  if (fits) Py_RETURN_NONE;
+  PyErr_SetString(PyExc_ValueError, "silu_glu: the arrays do not fit together");
+  return NULL;
+}
+
 static PyMethodDef methods[] = {
     {"differ", py_differ, METH_O, "differ([(a, b, starts, valid, head_dim, floor, mapped, out, lost), ...])"},
+    {"fold", py_fold, METH_VARARGS, "fold(scores, m, l, shrink, first, last, kept)"},
+    {"silu_glu", py_silu_glu, METH_VARARGS, "silu_glu(gate, up, out)"},
     {"multiply", py_multiply, METH_VARARGS, "multiply(kind, w, x, out)"},
     {NULL, NULL, 0, NULL},
 };

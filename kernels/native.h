@@ -37,3 +37,18 @@ const Format *format_of(const char *name);
 /* w [rows] of blocks times x [columns] -> out [rows], on all cores; `sums` has room for columns / group. */
 void multiply(const Format *format, const unsigned char *w, long rows, long columns, const float *x,
               float *sums, float *out);
+
+/* A tile of keys of an online softmax (kernels/attention.py): scores [heads][queries][keys], of which a query
+ * sees those from `first` to before `last` [queries]; m, l, shrink [heads][queries].  `kept` (or null) takes
+ * the scores as softmax sees them; its heads and queries are `kept_head` and `kept_query` numbers apart. */
+typedef struct {
+  float *scores, *m, *l, *shrink, *kept;
+  const int *first, *last;
+  long heads, queries, keys, kept_head, kept_query;
+} Tile;
+
+/* Scores become exp(score - m), m and l the state after the tile; shrink what earlier sums are multiplied by. */
+void fold(const Tile *tile);
+
+/* gate / (1 + exp(-gate)) * up -> out, of `count` numbers each. */
+void silu_glu(const float *gate, const float *up, float *out, long count);

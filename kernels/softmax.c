@@ -1,0 +1,50 @@
+/* A tile of keys goes into the online softmax: what `_fold` of kernels/attention.py defines in NumPy. */
+#include "exp.h"
+#include "native.h"
+
+/* The largest of some scores and `top`; NaN where one of them is. */
+VECTORISED static float largest(const float *scores, long count, float top) {
+  int lost = 0;
+#pragma omp simd reduction(max : top) reduction(| : lost)
+  for (long i = 0; i < count; ++i) {
+    lost |= scores[i] != scores[i];
+    top = scores[i] > top ? scores[i] : top;
+  }
+  return lost ? NAN : top;
+}
+
+/* Scores become exp(score - top); gives their sum. */
+VECTORISED static float exponentials(float *scores, long count, float top) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (long i = 0; i < count; ++i) sum += scores[i] = exp_of(scores[i] - top);
+  return sum;
+}
+
+static void fill(float *numbers, long count, float value) {
+  for (long i = 0; i < count; ++i) numbers[i] = value;
+}
+
+static void fold_row(const Tile *t, long row, long query, float *kept) {
+  float *const scores = t->scores + row * t->keys, *const m = t->m + row, *const l = t->l + row;
+  const long first = t->first[query], last = t->last[query];
+  const float before = *m;
+  *m = before == before ? largest(scores + first, last - first, before) : before;
+  const float safe = *m == -INFINITY ? 0 : *m; /* a row that has seen no key yet */
+  if (kept) {
+    fill(kept, first, -INFINITY);
+    memcpy(kept + first, scores + first, (size_t)(last - first) * sizeof(float));
+    fill(kept + last, t->keys - last, -INFINITY);
+  }
+  fill(scores, first, 0);
+  const float sum = exponentials(scores + first, last - first, safe);
+  fill(scores + last, t->keys - last, 0);
+  t->shrink[row] = exp_of(before - safe);
+  *l = *l * t->shrink[row] + sum;
+}
+
+void fold(const Tile *t) {
+  for (long head = 0, row = 0; head < t->heads; ++head)
+    for (long query = 0; query < t->queries; ++query, ++row)
+      fold_row(t, row, query, t->kept ? t->kept + head * t->kept_head + query * t->kept_query : 0);
+}
