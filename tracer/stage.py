@@ -52,10 +52,15 @@ def as_stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return np.ascontiguousarray(array, dtype)
 
 
-def padded(arrays: list[np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """The arrays as rows [array, *shape] of `dtype`; NaN (0 in integers) fills those that are shorter."""
-    rows = np.full((len(arrays), *shape), np.nan if dtype.kind not in "iu" else 0, dtype)
+def padded(tensors: list[list[np.ndarray]], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Arrays [tensor][step], those of a step alike, as rows [tensor, step, *shape] of `dtype`.
+
+    NaN (0 in integers) fills rows that are shorter.
+    """
+    fill = np.nan if dtype.kind not in "iu" else 0
+    rows = np.full((len(tensors), len(tensors[0]), *shape), fill, dtype)
     with np.errstate(over="ignore"):
-        for row, array in zip(rows, arrays):
-            row[tuple(map(slice, array.shape))] = array
+        for step, arrays in enumerate(zip(*tensors)):
+            corner = rows[(slice(None), step, *map(slice, arrays[0].shape))]
+            np.stack(arrays, out=corner, casting="unsafe")
     return rows

@@ -8,6 +8,7 @@ checksum table says what had been written (and a full disk shows as a short writ
 import errno
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -27,11 +28,12 @@ from .stage import Stage, as_stored, neighbours, padded
 from .structure import PIECE_BYTES, Slot, create
 
 BUFFER_BYTES = 256 << 20  # of arrays that wait for the writer thread
-FLUSH_SECONDS = 0.25  # decode steps are gathered this long: their rows are neighbours, so one write does
+FLUSH_SECONDS = 0.5  # decode steps are gathered this long: their rows are neighbours, so one write does
 FLUSH_BYTES = 64 << 20  # and no more of them than this
 MARK_AT_ONCE = 64 * 1024  # bytes: pieces this large are marked as written without waiting for the step's end
 
-Neighbours = tuple[Key, list[int], list[Row]]  # what steps have of a tensor, side by side in the file
+Gathered = tuple[Key, list[int], list[np.ndarray]]  # a tensor, steps, and what each of them has of it
+Neighbours = tuple[Key, list[int], list[Row]]  # the same as rows that lie side by side in the file
 
 
 class TraceWriter:
@@ -218,28 +220,34 @@ class TraceWriter:
         """Write what was gathered of decode steps, and mark the steps that have ended."""
         self._write_blocks()
         self._shapes.clear()
-        self._write_neighbours(
-            [(key, steps, self._as_rows(key, steps, rows)) for key, steps, rows in stage.runs(self.tensors)]
-        )
+        self._write_neighbours(self._as_rows(list(stage.runs(self.tensors))))
         if ended:
             first, last = ended[0], ended[-1] + 1
             self._write_checksums(first, 0, self._checksums[first:last])
             self._write_rows("/steps/flushed", first, np.ones(last - first, np.uint8))
             self._flushed += last - first
 
-    def _as_rows(self, key: Key, steps: list[int], arrays: list[np.ndarray]) -> list[Row]:
-        """What decode steps have of a tensor, each as its row is stored."""
-        spec, dtype = self.tensors[key], numpy_dtype(self.tensors[key].dtype)
-        shapes = (
-            self._shapes_of(spec, steps[:1]) * len(steps) if spec.joined else self._shapes_of(spec, steps)
-        )
-        given = [array.shape for array in arrays]
-        if given != shapes:
-            raise next(_misshapen(key, *both) for both in zip(given, shapes) if both[0] != both[1])
-        if not spec.joined:
-            arrays = list(padded(arrays, self._layout.place(spec, steps[0]).shape[1:], dtype))
-        same = [a if a.dtype is dtype and a.flags.c_contiguous else as_stored(a, dtype) for a in arrays]
-        return [*same] if dtype.isbuiltin == 1 else [_bytes(row) for row in same]  # bfloat16 is no buffer
+    def _as_rows(self, runs: list[Gathered]) -> list[Neighbours]:
+        """Each step's arrays as their rows are stored; all layers' scores, and the like, are padded at once."""
+        found: list[Neighbours] = []
+        alike: defaultdict[tuple[Any, ...], list[Gathered]] = defaultdict(list)
+        for key, steps, arrays in runs:
+            spec = self.tensors[key]
+            shapes = (
+                self._shapes_of(spec, steps[:1]) * len(steps) if spec.joined else self._shapes_of(spec, steps)
+            )
+            given = [array.shape for array in arrays]
+            if given != shapes:
+                raise next(_misshapen(key, *both) for both in zip(given, shapes) if both[0] != both[1])
+            if spec.joined:
+                found.append((key, steps, _rows_of(arrays, numpy_dtype(spec.dtype))))
+            else:
+                row = self._layout.place(spec, steps[0]).shape[1:]
+                alike[(spec.dtype, row, *shapes)].append((key, steps, arrays))
+        for (dtype, row, *_), group in alike.items():
+            rows = padded([arrays for _, _, arrays in group], row, numpy_dtype(dtype))
+            found += [(key, steps, _rows_of([*own], rows.dtype)) for (key, steps, _), own in zip(group, rows)]
+        return found
 
     def _shapes_of(self, spec: TensorSpec, steps: list[int]) -> list[tuple[int, ...]]:
         """The shapes of a tensor in some steps; all layers have the same, so they are worked out once."""
@@ -319,6 +327,12 @@ class _InBlocks:
                 raise TraceError(f"{key}: {places[key].nbytes} bytes a step, announced as {slot.row_bytes}")
         table = [(places[key].offset, slot.row_bytes, slot.offset) for key, slot in zip(same, found)]
         self.columns = np.array(table, np.int64).reshape(-1, 3)
+
+
+def _rows_of(arrays: list[np.ndarray], dtype: np.dtype) -> list[Row]:
+    """Arrays as rows of `dtype`, without a copy where that is what they are."""
+    same = [a if a.dtype is dtype and a.flags.c_contiguous else as_stored(a, dtype) for a in arrays]
+    return [*same] if dtype.isbuiltin == 1 else [_bytes(row) for row in same]  # bfloat16 is no buffer
 
 
 def _stored(blocks: list[np.ndarray], place: Place, dtype: np.dtype) -> list[Row]:
