@@ -65,6 +65,8 @@ def cpu(
     tokens, heads, dim = q.shape
     keys, kv_heads = k.shape[:2]
     group = heads // kv_heads
+    if tokens == 1 and softmax == "online" and native.takes(q, k, v, sinks):
+        return _one_token(q, k, v, sinks, scale, window, softcap, tile, want)
     results = _allocate(q.dtype, tokens, heads, dim, keys, tile, want)
     grouped = {name: _group_heads(name, array, kv_heads) for name, array in results.items()}
     k_heads, v_heads = k.transpose(1, 2, 0), v.transpose(1, 0, 2)
@@ -81,6 +83,26 @@ def cpu(
 
     share_out(attend_to, tokens, QUERY_BLOCK)
     return results
+
+
+def _one_token(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    sinks: np.ndarray | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    tile: int,
+    want: Set[str],
+) -> dict[str, np.ndarray]:
+    """The online softmax of a token that sees all keys, or the last `window`, in one call (attention.c)."""
+    keys = len(k)
+    first = 0 if window is None else max(keys - window, 0)
+    results = _allocate(q.dtype, *q.shape, keys, tile, frozenset(EXTRAS))
+    options = (k.shape[1], tile, first, scale, softcap or 0)
+    native.LIBRARY.attend(q, k, v, sinks, options, *results.values())
+    return {name: array for name, array in results.items() if name == "out" or name in want}
 
 
 def _empty_rows(
@@ -166,7 +188,7 @@ def _online(
     out = results["out"]
     kv_heads, group, queries, _ = out.shape
     acc = np.zeros(out.shape, out.dtype)
-    fold = _fold if native.LIBRARY is None or out.dtype != np.float32 else _fold_compiled
+    fold = _fold_compiled if native.takes(acc) else _fold
     parts = []  # each tile's exponentials, and the maximum that they were made with
     for index, (span, scores, seen) in enumerate(scored):
         kept = results["scores"][..., span] if "scores" in results else None
@@ -187,7 +209,7 @@ def _online(
         if exponentials is None:
             probs[...] = 0
         else:
-            np.multiply(exponentials, np.exp(_finite(top) - m) / l, out=probs)
+            np.multiply(exponentials, np.exp(top - m) / l, out=probs)
     _finish(results, m, l)
 
 

@@ -27,10 +27,10 @@ EXPRESSIONS = {"glu.cu": [f"glu<{t}, {f}>" for t in gpu.STORAGE.values() for f i
 def cpu(gate: np.ndarray, up: np.ndarray, *, activation: str = "silu") -> np.ndarray:
     """gate, up [token, ffn] -> [token, ffn]."""
     out = np.empty(gate.shape, gate.dtype)
-    plain = all(array.dtype == np.float32 and array.flags.c_contiguous for array in (gate, up))
+    compiled = activation == "silu" and native.takes(gate, up)
 
     def activate(tokens: slice) -> None:
-        if plain and activation == "silu" and native.LIBRARY is not None:  # glu.c
+        if compiled:  # glu.c
             native.LIBRARY.silu_glu(gate[tokens], up[tokens], out[tokens])
         else:
             np.multiply(ACTIVATIONS[activation](gate[tokens]), up[tokens], out=out[tokens])

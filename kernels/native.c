@@ -121,6 +121,37 @@ static PyObject *py_fold(PyObject *self, PyObject *arguments) {
   Py_RETURN_NONE;
 }
 
+static PyObject *py_attend(PyObject *self, PyObject *arguments) {
+  Py_buffer q, k, v, sinks, out, scores, probs, m, l, m_tiles, l_tiles;
+  Token t = {0};
+  (void)self;
+  if (!PyArg_ParseTuple(arguments, "y*y*y*z*(lllff)w*w*w*w*w*w*w*", &q, &k, &v, &sinks, &t.kv_heads, &t.tile,
+                        &t.first, &t.scale, &t.softcap, &out, &scores, &probs, &m, &l, &m_tiles, &l_tiles))
+    return NULL;
+  const long size = sizeof(float);
+  t.q = q.buf, t.k = k.buf, t.v = v.buf, t.sinks = sinks.buf, t.out = out.buf, t.scores = scores.buf;
+  t.probs = probs.buf, t.m = m.buf, t.l = l.buf, t.m_tiles = m_tiles.buf, t.l_tiles = l_tiles.buf;
+  t.heads = (long)m.len / size;
+  t.dim = t.heads ? (long)q.len / size / t.heads : 0;
+  t.keys = t.heads ? (long)scores.len / size / t.heads : 0;
+  const long tiles = t.tile > 0 ? (t.keys + t.tile - 1) / t.tile : 0;
+  const int fits = t.kv_heads > 0 && t.heads % t.kv_heads == 0 && t.tile > 0 && 0 <= t.first && t.first <= t.keys &&
+                   q.len == t.heads * t.dim * size && k.len == t.keys * t.kv_heads * t.dim * size &&
+                   v.len == k.len && out.len == q.len && scores.len == t.heads * t.keys * size &&
+                   probs.len == scores.len && l.len == m.len && m_tiles.len == tiles * t.heads * size &&
+                   l_tiles.len == m_tiles.len && (!sinks.obj || sinks.len == m.len);
+  if (fits) {
+    Py_BEGIN_ALLOW_THREADS;
+    attend(&t);
+    Py_END_ALLOW_THREADS;
+  } else PyErr_SetString(PyExc_ValueError, "attend: the arrays do not fit together");
+  Py_buffer *held[] = {&q, &k, &v, &sinks, &out, &scores, &probs, &m, &l, &m_tiles, &l_tiles};
+  for (int i = 0; i < 11; ++i)
+    if (held[i]->obj) PyBuffer_Release(held[i]);
+  if (!fits) return NULL;
+  Py_RETURN_NONE;
+}
+
 static PyObject *py_silu_glu(PyObject *self, PyObject *arguments) {
   Py_buffer gate, up, out;
   (void)self;
@@ -139,9 +170,56 @@ static PyObject *py_silu_glu(PyObject *self, PyObject *arguments) {
   return NULL;
 }
 
+static PyObject *py_rms_norm(PyObject *self, PyObject *arguments) {
+  Py_buffer x, gain, out;
+  float eps;
+  (void)self;
+  if (!PyArg_ParseTuple(arguments, "y*y*fw*", &x, &gain, &eps, &out)) return NULL;
+  const int fits = gain.len > 0 && x.len % gain.len == 0 && out.len == x.len && gain.len % (Py_ssize_t)sizeof(float) == 0;
+  if (fits) {
+    Py_BEGIN_ALLOW_THREADS;
+    rms_norm(x.buf, gain.buf, out.buf, (long)(x.len / gain.len), (long)(gain.len / (Py_ssize_t)sizeof(float)), eps);
+    Py_END_ALLOW_THREADS;
+  }
+  PyBuffer_Release(&x);
+  PyBuffer_Release(&gain);
+  PyBuffer_Release(&out);
+  if (fits) Py_RETURN_NONE;
+  PyErr_SetString(PyExc_ValueError, "rms_norm: the arrays do not fit together");
+  return NULL;
+}
+
+static PyObject *py_rotate(PyObject *self, PyObject *arguments) {
+  Py_buffer x, cosines, sines, out;
+  Heads shape = {0};
+  int interleaved;
+  (void)self;
+  if (!PyArg_ParseTuple(arguments, "y*y*y*(llll)pw*", &x, &cosines, &sines, &shape.tokens, &shape.heads, &shape.dim,
+                        &shape.pairs, &interleaved, &out))
+    return NULL;
+  const long size = sizeof(float);
+  const int fits = x.len == shape.tokens * shape.heads * shape.dim * size && out.len == x.len && shape.pairs >= 0 &&
+                   2 * shape.pairs <= shape.dim && cosines.len == shape.tokens * shape.pairs * size &&
+                   sines.len == cosines.len;
+  if (fits) {
+    Py_BEGIN_ALLOW_THREADS;
+    rotate(x.buf, cosines.buf, sines.buf, out.buf, &shape, interleaved);
+    Py_END_ALLOW_THREADS;
+  }
+  Py_buffer *held[] = {&x, &cosines, &sines, &out};
+  for (int i = 0; i < 4; ++i) PyBuffer_Release(held[i]);
+  if (fits) Py_RETURN_NONE;
+  PyErr_SetString(PyExc_ValueError, "rotate: the arrays do not fit together");
+  return NULL;
+}
+
 static PyMethodDef methods[] = {
     {"differ", py_differ, METH_O, "differ([(a, b, starts, valid, head_dim, floor, mapped, out, lost), ...])"},
+    {"attend", py_attend, METH_VARARGS,
+     "attend(q, k, v, sinks, (kv_heads, tile, first, scale, softcap), out, scores, probs, m, l, m_tiles, l_tiles)"},
     {"fold", py_fold, METH_VARARGS, "fold(scores, m, l, shrink, first, last, kept)"},
+    {"rms_norm", py_rms_norm, METH_VARARGS, "rms_norm(x, gain, eps, out)"},
+    {"rotate", py_rotate, METH_VARARGS, "rotate(x, cosines, sines, (tokens, heads, dim, pairs), interleaved, out)"},
     {"silu_glu", py_silu_glu, METH_VARARGS, "silu_glu(gate, up, out)"},
     {"multiply", py_multiply, METH_VARARGS, "multiply(kind, w, x, out)"},
     {NULL, NULL, 0, NULL},

@@ -50,5 +50,32 @@ typedef struct {
 /* Scores become exp(score - m), m and l the state after the tile; shrink what earlier sums are multiplied by. */
 void fold(const Tile *tile);
 
+/* One token's attention: q [heads][dim], k and v [keys][kv_heads][dim], sinks [heads] or null.  It sees the keys
+ * from `first` on.  Softmax goes by tiles of `tile` keys; softcap 0 is none. */
+typedef struct {
+  const float *q, *k, *v, *sinks;
+  long heads, kv_heads, keys, dim, tile, first;
+  float scale, softcap;
+  float *out, *scores, *probs; /* [heads][dim], [heads][keys] twice */
+  float *m, *l;                /* [heads] */
+  float *m_tiles, *l_tiles;    /* [tiles][heads] */
+} Token;
+
+/* Everything that attention.py names, on all cores where it is worth it. */
+void attend(const Token *token);
+
 /* gate / (1 + exp(-gate)) * up -> out, of `count` numbers each. */
 void silu_glu(const float *gate, const float *up, float *out, long count);
+
+/* x [rows][dim] / sqrt(mean of its squares + eps) * gain [dim] -> out. */
+void rms_norm(const float *x, const float *gain, float *out, long rows, long dim, float eps);
+
+/* Vectors [tokens][heads][dim], of which the first 2 * pairs numbers are turned. */
+typedef struct {
+  long tokens, heads, dim, pairs;
+} Heads;
+
+/* Every pair of x turned by its angle, of which the cosines and sines [tokens][pairs] are given -> out.  Pairs
+ * are neighbours where `interleaved`, half of the turned numbers apart where not. */
+void rotate(const float *x, const float *cosines, const float *sines, float *out, const Heads *shape,
+            int interleaved);

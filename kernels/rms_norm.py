@@ -6,6 +6,7 @@ llama.cpp `ggml_rms_norm` followed by `ggml_mul`.
 import numpy as np
 
 from . import cuda as gpu
+from . import native
 from .shares import SHARE, share_out
 
 EXPRESSIONS = {"rms_norm.cu": [f"rms_norm<{t}, {n}>" for t in gpu.STORAGE.values() for n in (1, 4)]}
@@ -17,10 +18,14 @@ def cpu(x: np.ndarray, gain: np.ndarray, *, eps: float) -> np.ndarray:
     A gain as long as several of x's last axes norms these together (Q and K over all heads).
     """
     rows = x.reshape(-1, gain.size)
-    out = np.empty_like(rows)
+    out = np.empty(rows.shape, x.dtype)
+    compiled = native.takes(rows, gain)
 
     def norm(span: slice) -> None:
         part = rows[span]
+        if compiled:  # rms_norm.c
+            native.LIBRARY.rms_norm(part, gain, eps, out[span])
+            return
         mean_square = np.einsum("nd,nd->n", part, part)[:, None] / x.dtype.type(gain.size)
         np.multiply(part / np.sqrt(mean_square + x.dtype.type(eps)), gain, out=out[span])
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import cuda as gpu
+from . import native
 from .shares import SHARE, share_out
 
 MIN_RAMP = 1e-3  # pairs; keeps a ramp of no width from dividing by zero
@@ -75,10 +76,14 @@ def cpu(
         positions.astype(np.int64).tobytes(), given, dims, base, scale, ramp, magnitude, x.dtype.str
     )
     first, second = pair_slices(dims, pairing)
-    out = np.empty_like(x)
+    out = np.empty(x.shape, x.dtype)
+    compiled = native.takes(x, cos, sin)
 
     def rotate(tokens: slice) -> None:
         part, c, s = x[tokens], cos[tokens], sin[tokens]
+        if compiled:  # rope.c
+            native.LIBRARY.rotate(part, c, s, (*part.shape, c.shape[-1]), pairing == "interleaved", out[tokens])
+            return
         a, b = part[..., first], part[..., second]
         out[tokens, ..., dims:] = part[..., dims:]
         out[tokens, ..., first] = a * c - b * s

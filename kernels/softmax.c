@@ -1,4 +1,6 @@
 /* A tile of keys goes into the online softmax: what `_fold` of kernels/attention.py defines in NumPy. */
+#include "softmax.h"
+
 #include "exp.h"
 #include "native.h"
 
@@ -25,26 +27,28 @@ static void fill(float *numbers, long count, float value) {
   for (long i = 0; i < count; ++i) numbers[i] = value;
 }
 
-static void fold_row(const Tile *t, long row, long query, float *kept) {
-  float *const scores = t->scores + row * t->keys, *const m = t->m + row, *const l = t->l + row;
-  const long first = t->first[query], last = t->last[query];
+float fold_row(float *scores, long count, long first, long last, float *m, float *l, float *kept) {
   const float before = *m;
   *m = before == before ? largest(scores + first, last - first, before) : before;
   const float safe = *m == -INFINITY ? 0 : *m; /* a row that has seen no key yet */
   if (kept) {
     fill(kept, first, -INFINITY);
     memcpy(kept + first, scores + first, (size_t)(last - first) * sizeof(float));
-    fill(kept + last, t->keys - last, -INFINITY);
+    fill(kept + last, count - last, -INFINITY);
   }
   fill(scores, first, 0);
   const float sum = exponentials(scores + first, last - first, safe);
-  fill(scores + last, t->keys - last, 0);
-  t->shrink[row] = exp_of(before - safe);
-  *l = *l * t->shrink[row] + sum;
+  fill(scores + last, count - last, 0);
+  const float shrink = exp_of(before - safe);
+  *l = *l * shrink + sum;
+  return shrink;
 }
 
 void fold(const Tile *t) {
   for (long head = 0, row = 0; head < t->heads; ++head)
-    for (long query = 0; query < t->queries; ++query, ++row)
-      fold_row(t, row, query, t->kept ? t->kept + head * t->kept_head + query * t->kept_query : 0);
+    for (long query = 0; query < t->queries; ++query, ++row) {
+      float *const kept = t->kept ? t->kept + head * t->kept_head + query * t->kept_query : 0;
+      t->shrink[row] = fold_row(t->scores + row * t->keys, t->keys, t->first[query], t->last[query],
+                                t->m + row, t->l + row, kept);
+    }
 }
