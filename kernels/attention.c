@@ -38,10 +38,12 @@ static void attend_head(const Token *t, long head) {
   float m = t->sinks ? t->sinks[head] : -INFINITY, l = t->sinks ? 1 : 0;
   for (long i = 0; i < t->dim; ++i) out[i] = 0;
   for (long start = 0, row = head; start < t->keys; start += t->tile, row += t->heads) {
-    const long count = at_most(t->tile, t->keys - start), first = at_most(at_least(t->first - start, 0), count);
+    const long count = at_most(t->tile, t->keys - start);
+    const long first = at_most(at_least(t->first - start, 0), count);
     float *const weights = probs + start;
     score(t->q + head * t->dim, k + start * apart, apart, count, t->dim, t->scale, weights);
-    for (long i = 0; i < count && t->softcap != 0; ++i) weights[i] = tanhf(weights[i] / t->softcap) * t->softcap;
+    for (long i = 0; i < count && t->softcap != 0; ++i)
+      weights[i] = tanhf(weights[i] / t->softcap) * t->softcap;
     const float shrink = fold_row(weights, count, first, count, &m, &l, t->scores + head * t->keys + start);
     add_values(weights + first, v + (start + first) * apart, apart, count - first, t->dim, shrink, out);
     t->m_tiles[row] = m, t->l_tiles[row] = l;

@@ -97,9 +97,9 @@ def _one_token(
     want: Set[str],
 ) -> dict[str, np.ndarray]:
     """The online softmax of a token that sees all keys, or the last `window`, in one call (attention.c)."""
-    keys = len(k)
+    (_, heads, dim), keys = q.shape, len(k)
     first = 0 if window is None else max(keys - window, 0)
-    results = _allocate(q.dtype, *q.shape, keys, tile, frozenset(EXTRAS))
+    results = _allocate(q.dtype, 1, heads, dim, keys, tile, frozenset(EXTRAS))
     options = (k.shape[1], tile, first, scale, softcap or 0)
     native.LIBRARY.attend(q, k, v, sinks, options, *results.values())
     return {name: array for name, array in results.items() if name == "out" or name in want}

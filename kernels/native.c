@@ -58,28 +58,39 @@ static PyObject *py_differ(PyObject *self, PyObject *pairs) {
   Py_RETURN_NONE;
 }
 
+/* Ends a call: gives the buffers back, and says what was wrong where they did not fit. */
+static PyObject *end(const char *name, int fits, Py_buffer *const *held, int count) {
+  for (int i = 0; i < count; ++i)
+    if (held[i]->obj) PyBuffer_Release(held[i]);
+  if (fits) Py_RETURN_NONE;
+  if (!PyErr_Occurred()) PyErr_Format(PyExc_ValueError, "%s: the arrays do not fit together", name);
+  return NULL;
+}
+
+#define END(NAME, FITS, ...) \
+  end(NAME, FITS, (Py_buffer *const[]){__VA_ARGS__}, sizeof((Py_buffer *[]){__VA_ARGS__}) / sizeof(Py_buffer *))
+
+static long floats(const Py_buffer *buffer) { return (long)(buffer->len / (Py_ssize_t)sizeof(float)); }
+
 static PyObject *py_multiply(PyObject *self, PyObject *arguments) {
   Py_buffer w, x, out;
   const char *kind;
   (void)self;
   if (!PyArg_ParseTuple(arguments, "sy*y*w*", &kind, &w, &x, &out)) return NULL;
   const Format *format = format_of(kind);
-  const long rows = out.len / (long)sizeof(float), columns = x.len / (long)sizeof(float);
+  const long rows = floats(&out), columns = floats(&x);
   float *sums = format ? PyMem_Malloc(x.len / format->group + sizeof(float)) : NULL;
   const int fits = sums && columns % format->block == 0 && x.len % (long)sizeof(float) == 0 &&
-                   out.len % (long)sizeof(float) == 0 && w.len == rows * (columns / format->block) * format->bytes;
+                   out.len % (long)sizeof(float) == 0 &&
+                   w.len == rows * (columns / format->block) * format->bytes;
   if (fits) {
     Py_BEGIN_ALLOW_THREADS;
     multiply(format, w.buf, rows, columns, x.buf, sums, out.buf);
     Py_END_ALLOW_THREADS;
   }
   PyMem_Free(sums);
-  PyBuffer_Release(&w);
-  PyBuffer_Release(&x);
-  PyBuffer_Release(&out);
-  if (fits) Py_RETURN_NONE;
-  PyErr_Format(PyExc_ValueError, "multiply: no product with %s, or the arrays do not fit together", kind);
-  return NULL;
+  if (!format) PyErr_Format(PyExc_ValueError, "multiply: no product with %s", kind);
+  return END("multiply", fits, &w, &x, &out);
 }
 
 /* The place for scores [kv_heads][group][queries][keys] in a larger array; 0 where they do not fit. */
@@ -88,37 +99,33 @@ static int read_kept(const Py_buffer *kept, Tile *t) {
   const Py_ssize_t *const shape = kept->shape, *const strides = kept->strides, size = sizeof(float);
   t->kept = kept->buf;
   t->kept_head = (long)(strides[1] / size), t->kept_query = (long)(strides[2] / size);
-  return kept->ndim == 4 && shape[0] * shape[1] == t->heads && shape[2] == t->queries && shape[3] == t->keys &&
-         (strides[3] == size || shape[3] == 1) && (strides[0] == shape[1] * strides[1] || shape[0] == 1);
+  return kept->ndim == 4 && shape[0] * shape[1] == t->heads && shape[2] == t->queries &&
+         shape[3] == t->keys && (strides[3] == size || shape[3] == 1) &&
+         (strides[0] == shape[1] * strides[1] || shape[0] == 1);
 }
 
 static PyObject *py_fold(PyObject *self, PyObject *arguments) {
   PyObject *place;
   Py_buffer scores, m, l, shrink, first, last, kept = {0};
   (void)self;
-  if (!PyArg_ParseTuple(arguments, "w*w*w*w*y*y*O", &scores, &m, &l, &shrink, &first, &last, &place)) return NULL;
-  int fits = place == Py_None || !PyObject_GetBuffer(place, &kept, PyBUF_STRIDES | PyBUF_WRITABLE);
+  if (!PyArg_ParseTuple(arguments, "w*w*w*w*y*y*O", &scores, &m, &l, &shrink, &first, &last, &place))
+    return NULL;
+  Tile t = {scores.buf, m.buf, l.buf, shrink.buf, NULL, first.buf, last.buf, 0, 0, 0, 0, 0};
+  const long rows = floats(&m);
+  t.queries = (long)(first.len / (Py_ssize_t)sizeof(int));
+  t.heads = t.queries ? rows / t.queries : 0;
+  t.keys = rows ? floats(&scores) / rows : 0;
+  int fits = (place == Py_None || !PyObject_GetBuffer(place, &kept, PyBUF_STRIDES | PyBUF_WRITABLE)) &&
+             l.len == m.len && shrink.len == m.len && last.len == first.len && t.heads * t.queries == rows &&
+             scores.len == rows * t.keys * (long)sizeof(float) && read_kept(&kept, &t);
+  for (long i = 0; i < t.queries && fits; ++i)
+    fits = 0 <= t.first[i] && t.first[i] <= t.last[i] && t.last[i] <= t.keys;
   if (fits) {
-    Tile t = {scores.buf, m.buf, l.buf, shrink.buf, NULL, first.buf, last.buf, 0, 0, 0, 0, 0};
-    const long rows = (long)(m.len / (Py_ssize_t)sizeof(float));
-    t.queries = (long)(first.len / (Py_ssize_t)sizeof(int));
-    t.heads = t.queries ? rows / t.queries : 0;
-    t.keys = rows ? (long)(scores.len / (Py_ssize_t)sizeof(float)) / rows : 0;
-    fits = l.len == m.len && shrink.len == m.len && last.len == first.len && t.heads * t.queries == rows &&
-           scores.len == rows * t.keys * (long)sizeof(float) && read_kept(&kept, &t);
-    for (long i = 0; i < t.queries && fits; ++i)
-      fits = 0 <= t.first[i] && t.first[i] <= t.last[i] && t.last[i] <= t.keys;
-    if (fits) {
-      Py_BEGIN_ALLOW_THREADS;
-      fold(&t);
-      Py_END_ALLOW_THREADS;
-    } else PyErr_SetString(PyExc_ValueError, "fold: the arrays do not fit together");
-    if (kept.obj) PyBuffer_Release(&kept);
+    Py_BEGIN_ALLOW_THREADS;
+    fold(&t);
+    Py_END_ALLOW_THREADS;
   }
-  Py_buffer *held[] = {&scores, &m, &l, &shrink, &first, &last};
-  for (int i = 0; i < 6; ++i) PyBuffer_Release(held[i]);
-  if (!fits) return NULL;
-  Py_RETURN_NONE;
+  return END("fold", fits, &scores, &m, &l, &shrink, &first, &last, &kept);
 }
 
 static PyObject *py_attend(PyObject *self, PyObject *arguments) {
@@ -128,46 +135,37 @@ static PyObject *py_attend(PyObject *self, PyObject *arguments) {
   if (!PyArg_ParseTuple(arguments, "y*y*y*z*(lllff)w*w*w*w*w*w*w*", &q, &k, &v, &sinks, &t.kv_heads, &t.tile,
                         &t.first, &t.scale, &t.softcap, &out, &scores, &probs, &m, &l, &m_tiles, &l_tiles))
     return NULL;
-  const long size = sizeof(float);
   t.q = q.buf, t.k = k.buf, t.v = v.buf, t.sinks = sinks.buf, t.out = out.buf, t.scores = scores.buf;
   t.probs = probs.buf, t.m = m.buf, t.l = l.buf, t.m_tiles = m_tiles.buf, t.l_tiles = l_tiles.buf;
-  t.heads = (long)m.len / size;
-  t.dim = t.heads ? (long)q.len / size / t.heads : 0;
-  t.keys = t.heads ? (long)scores.len / size / t.heads : 0;
-  const long tiles = t.tile > 0 ? (t.keys + t.tile - 1) / t.tile : 0;
-  const int fits = t.kv_heads > 0 && t.heads % t.kv_heads == 0 && t.tile > 0 && 0 <= t.first && t.first <= t.keys &&
-                   q.len == t.heads * t.dim * size && k.len == t.keys * t.kv_heads * t.dim * size &&
-                   v.len == k.len && out.len == q.len && scores.len == t.heads * t.keys * size &&
-                   probs.len == scores.len && l.len == m.len && m_tiles.len == tiles * t.heads * size &&
-                   l_tiles.len == m_tiles.len && (!sinks.obj || sinks.len == m.len);
+  t.heads = floats(&m);
+  t.dim = t.heads ? floats(&q) / t.heads : 0;
+  t.keys = t.heads ? floats(&scores) / t.heads : 0;
+  const long size = sizeof(float), tiles = t.tile > 0 ? (t.keys + t.tile - 1) / t.tile : 0;
+  const int fits = t.kv_heads > 0 && t.heads % t.kv_heads == 0 && t.tile > 0 && 0 <= t.first &&
+                   t.first <= t.keys && q.len == t.heads * t.dim * size &&
+                   k.len == t.keys * t.kv_heads * t.dim * size && v.len == k.len && out.len == q.len &&
+                   scores.len == t.heads * t.keys * size && probs.len == scores.len && l.len == m.len &&
+                   m_tiles.len == tiles * t.heads * size && l_tiles.len == m_tiles.len &&
+                   (!sinks.obj || sinks.len == m.len);
   if (fits) {
     Py_BEGIN_ALLOW_THREADS;
     attend(&t);
     Py_END_ALLOW_THREADS;
-  } else PyErr_SetString(PyExc_ValueError, "attend: the arrays do not fit together");
-  Py_buffer *held[] = {&q, &k, &v, &sinks, &out, &scores, &probs, &m, &l, &m_tiles, &l_tiles};
-  for (int i = 0; i < 11; ++i)
-    if (held[i]->obj) PyBuffer_Release(held[i]);
-  if (!fits) return NULL;
-  Py_RETURN_NONE;
+  }
+  return END("attend", fits, &q, &k, &v, &sinks, &out, &scores, &probs, &m, &l, &m_tiles, &l_tiles);
 }
 
 static PyObject *py_silu_glu(PyObject *self, PyObject *arguments) {
   Py_buffer gate, up, out;
   (void)self;
   if (!PyArg_ParseTuple(arguments, "y*y*w*", &gate, &up, &out)) return NULL;
-  const int fits = gate.len == out.len && up.len == out.len && out.len % (Py_ssize_t)sizeof(float) == 0;
+  const int fits = gate.len == out.len && up.len == out.len;
   if (fits) {
     Py_BEGIN_ALLOW_THREADS;
-    silu_glu(gate.buf, up.buf, out.buf, (long)(out.len / (Py_ssize_t)sizeof(float)));
+    silu_glu(gate.buf, up.buf, out.buf, floats(&out));
     Py_END_ALLOW_THREADS;
   }
-  PyBuffer_Release(&gate);
-  PyBuffer_Release(&up);
-  PyBuffer_Release(&out);
-  if (fits) Py_RETURN_NONE;
-  PyErr_SetString(PyExc_ValueError, "silu_glu: the arrays do not fit together");
-  return NULL;
+  return END("silu_glu", fits, &gate, &up, &out);
 }
 
 static PyObject *py_rms_norm(PyObject *self, PyObject *arguments) {
@@ -175,42 +173,32 @@ static PyObject *py_rms_norm(PyObject *self, PyObject *arguments) {
   float eps;
   (void)self;
   if (!PyArg_ParseTuple(arguments, "y*y*fw*", &x, &gain, &eps, &out)) return NULL;
-  const int fits = gain.len > 0 && x.len % gain.len == 0 && out.len == x.len && gain.len % (Py_ssize_t)sizeof(float) == 0;
+  const long dim = floats(&gain);
+  const int fits = dim > 0 && floats(&x) % dim == 0 && out.len == x.len;
   if (fits) {
     Py_BEGIN_ALLOW_THREADS;
-    rms_norm(x.buf, gain.buf, out.buf, (long)(x.len / gain.len), (long)(gain.len / (Py_ssize_t)sizeof(float)), eps);
+    rms_norm(x.buf, gain.buf, out.buf, floats(&x) / dim, dim, eps);
     Py_END_ALLOW_THREADS;
   }
-  PyBuffer_Release(&x);
-  PyBuffer_Release(&gain);
-  PyBuffer_Release(&out);
-  if (fits) Py_RETURN_NONE;
-  PyErr_SetString(PyExc_ValueError, "rms_norm: the arrays do not fit together");
-  return NULL;
+  return END("rms_norm", fits, &x, &gain, &out);
 }
 
 static PyObject *py_rotate(PyObject *self, PyObject *arguments) {
   Py_buffer x, cosines, sines, out;
-  Heads shape = {0};
+  Heads h;
   int interleaved;
   (void)self;
-  if (!PyArg_ParseTuple(arguments, "y*y*y*(llll)pw*", &x, &cosines, &sines, &shape.tokens, &shape.heads, &shape.dim,
-                        &shape.pairs, &interleaved, &out))
+  if (!PyArg_ParseTuple(arguments, "y*y*y*(llll)pw*", &x, &cosines, &sines, &h.tokens, &h.heads, &h.dim,
+                        &h.pairs, &interleaved, &out))
     return NULL;
-  const long size = sizeof(float);
-  const int fits = x.len == shape.tokens * shape.heads * shape.dim * size && out.len == x.len && shape.pairs >= 0 &&
-                   2 * shape.pairs <= shape.dim && cosines.len == shape.tokens * shape.pairs * size &&
-                   sines.len == cosines.len;
+  const int fits = floats(&x) == h.tokens * h.heads * h.dim && out.len == x.len && h.pairs >= 0 &&
+                   2 * h.pairs <= h.dim && floats(&cosines) == h.tokens * h.pairs && sines.len == cosines.len;
   if (fits) {
     Py_BEGIN_ALLOW_THREADS;
-    rotate(x.buf, cosines.buf, sines.buf, out.buf, &shape, interleaved);
+    rotate(x.buf, cosines.buf, sines.buf, out.buf, &h, interleaved);
     Py_END_ALLOW_THREADS;
   }
-  Py_buffer *held[] = {&x, &cosines, &sines, &out};
-  for (int i = 0; i < 4; ++i) PyBuffer_Release(held[i]);
-  if (fits) Py_RETURN_NONE;
-  PyErr_SetString(PyExc_ValueError, "rotate: the arrays do not fit together");
-  return NULL;
+  return END("rotate", fits, &x, &cosines, &sines, &out);
 }
 
 static PyMethodDef methods[] = {
@@ -219,7 +207,8 @@ static PyMethodDef methods[] = {
      "attend(q, k, v, sinks, (kv_heads, tile, first, scale, softcap), out, scores, probs, m, l, m_tiles, l_tiles)"},
     {"fold", py_fold, METH_VARARGS, "fold(scores, m, l, shrink, first, last, kept)"},
     {"rms_norm", py_rms_norm, METH_VARARGS, "rms_norm(x, gain, eps, out)"},
-    {"rotate", py_rotate, METH_VARARGS, "rotate(x, cosines, sines, (tokens, heads, dim, pairs), interleaved, out)"},
+    {"rotate", py_rotate, METH_VARARGS,
+     "rotate(x, cosines, sines, (tokens, heads, dim, pairs), interleaved, out)"},
     {"silu_glu", py_silu_glu, METH_VARARGS, "silu_glu(gate, up, out)"},
     {"multiply", py_multiply, METH_VARARGS, "multiply(kind, w, x, out)"},
     {NULL, NULL, 0, NULL},

@@ -12,8 +12,8 @@ INLINE void turn(const float *x, const float *cosines, const float *sines, float
   }
 }
 
-VECTORISED void rotate(const float *x, const float *cosines, const float *sines, float *out, const Heads *shape,
-                       int interleaved) {
+VECTORISED void rotate(const float *x, const float *cosines, const float *sines, float *out,
+                       const Heads *shape, int interleaved) {
   const long pairs = shape->pairs, dim = shape->dim;
   for (long token = 0; token < shape->tokens; ++token, cosines += pairs, sines += pairs)
     for (long head = 0; head < shape->heads; ++head, x += dim, out += dim) {

@@ -82,7 +82,9 @@ def cpu(
     def rotate(tokens: slice) -> None:
         part, c, s = x[tokens], cos[tokens], sin[tokens]
         if compiled:  # rope.c
-            native.LIBRARY.rotate(part, c, s, (*part.shape, c.shape[-1]), pairing == "interleaved", out[tokens])
+            native.LIBRARY.rotate(
+                part, c, s, (*part.shape, c.shape[-1]), pairing == "interleaved", out[tokens]
+            )
             return
         a, b = part[..., first], part[..., second]
         out[tokens, ..., dims:] = part[..., dims:]

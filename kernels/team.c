@@ -12,7 +12,9 @@
 
 enum { MOST = 16 };      /* threads: past these, memory is what a product waits for */
 enum { OPEN = 1 << 30 }; /* of `state`: helpers may come in; the bits below count those inside */
-enum { LOOKS = 2000 };   /* for a next loop, each a fraction of a microsecond, before a helper goes to sleep */
+#ifndef LOOKS
+#define LOOKS 2000 /* for a next loop, each a fraction of a microsecond, before a helper goes to sleep */
+#endif
 
 static struct {
   Take *take;

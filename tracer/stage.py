@@ -61,6 +61,6 @@ def padded(tensors: list[list[np.ndarray]], shape: tuple[int, ...], dtype: np.dt
     rows = np.full((len(tensors), len(tensors[0]), *shape), fill, dtype)
     with np.errstate(over="ignore"):
         for step, arrays in enumerate(zip(*tensors)):
-            corner = rows[(slice(None), step, *map(slice, arrays[0].shape))]
-            np.stack(arrays, out=corner, casting="unsafe")
+            corner = tuple(map(slice, arrays[0].shape))
+            np.stack(arrays, out=rows[:, step][:, *corner], casting="unsafe")
     return rows

@@ -228,7 +228,7 @@ class TraceWriter:
             self._flushed += last - first
 
     def _as_rows(self, runs: list[Gathered]) -> list[Neighbours]:
-        """Each step's arrays as their rows are stored; all layers' scores, and the like, are padded at once."""
+        """Each step's arrays as their rows are stored; all layers' scores, and so on, are padded at once."""
         found: list[Neighbours] = []
         alike: defaultdict[tuple[Any, ...], list[Gathered]] = defaultdict(list)
         for key, steps, arrays in runs:

@@ -62,9 +62,13 @@ def test_scales_at_the_ends_of_float16() -> None:
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
     weight, out = random_blocks("Q4_1", 4, 256), np.empty(4, np.float32)
-    for kind, x in (("Q4_1", draw(1, 224)), ("Q4_0", draw(1, 256)), ("F32", draw(1, 256))):
-        with pytest.raises(ValueError, match="do not fit together"):
-            native.LIBRARY.multiply(kind, weight.data, x, out)
+    for kind, columns, why in (
+        ("Q4_1", 224, "do not fit together"),
+        ("Q4_0", 256, "do not fit together"),
+        ("F32", 256, "no product with F32"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            native.LIBRARY.multiply(kind, weight.data, draw(1, columns), out)
 
 
 @pytest.fixture(scope="session", params=["WITHOUT_AVX512", "WITHOUT_VECTORS"])
