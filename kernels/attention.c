@@ -7,14 +7,15 @@
 
 enum { SHARE = 1 << 15 }; /* products of a head's keys that a thread takes at a time: some microseconds */
 
-/* scale * q·k of some keys, which lie `apart` numbers from each other. */
+/* scale * q·k of some keys, which lie `apart` numbers from each other.  A score of 60 that is off by a rounding
+ * of float32 makes its exponential off by 30 of them, so the sum is in float64. */
 VECTORISED static void score(const float *q, const float *k, long apart, long keys, long dim, float scale,
                              float *scores) {
   for (long key = 0; key < keys; ++key, k += apart) {
-    float sum = 0;
+    double sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (long i = 0; i < dim; ++i) sum += q[i] * scale * k[i];
-    scores[key] = sum;
+    for (long i = 0; i < dim; ++i) sum += (double)q[i] * k[i];
+    scores[key] = (float)(sum * scale);
   }
 }
 

@@ -65,7 +65,8 @@ def cpu(
     tokens, heads, dim = q.shape
     keys, kv_heads = k.shape[:2]
     group = heads // kv_heads
-    if tokens == 1 and softmax == "online" and native.takes(q, k, v, sinks):
+    alone = tokens == 1 and native.takes(q, k, v, sinks)
+    if alone and softmax == "online":
         return _one_token(q, k, v, sinks, scale, window, softcap, tile, want)
     results = _allocate(q.dtype, tokens, heads, dim, keys, tile, want)
     grouped = {name: _group_heads(name, array, kv_heads) for name, array in results.items()}
@@ -77,6 +78,10 @@ def cpu(
         # [kv_head, group * query, dim]: one product serves all the query heads of a KV head
         block = (q[rows] * q.dtype.type(scale)).reshape(-1, kv_heads, group, dim).transpose(1, 2, 0, 3)
         scored = _score_tiles(block, k_heads, _seen(positions, keys, causal, window), softcap, tile)
+        if alone:  # the very scores that the online softmax has
+            whole = _one_token(q, k, v, sinks, scale, window, softcap, keys, {"scores"})["scores"]
+            every = np.zeros(1, int), np.full(1, keys)
+            scored = iter([(slice(keys), whole.reshape(kv_heads, group, 1, keys), every)])
         start_of_rows = _empty_rows(q.dtype, kv_heads, group, len(positions), sinks)
         views = {name: _rows(name, a, rows) for name, a in grouped.items()}
         attend(scored, v_heads, views, keys, tile, *start_of_rows)
@@ -189,7 +194,7 @@ def _online(
     kv_heads, group, queries, _ = out.shape
     acc = np.zeros(out.shape, out.dtype)
     fold = _fold_compiled if native.takes(acc) else _fold
-    parts = []  # each tile's exponentials, and the maximum that they were made with
+    tops = []  # the maximum that each tile of `probs` was made with
     for index, (span, scores, seen) in enumerate(scored):
         kept = results["scores"][..., span] if "scores" in results else None
         if scores is not None:
@@ -199,17 +204,14 @@ def _online(
         elif kept is not None:
             kept[...] = -np.inf
         if "probs" in results:
-            parts.append((span, scores, m.copy()))
+            results["probs"][..., span] = 0 if scores is None else scores
+            tops.append((span, m.copy()))
         for name, state in (("m_tiles", m), ("l_tiles", l)):
             if name in results:
                 results[name][index] = state[..., 0]
     np.divide(acc, l, out=out)
-    for span, exponentials, top in parts:
-        probs = results["probs"][..., span]
-        if exponentials is None:
-            probs[...] = 0
-        else:
-            np.multiply(exponentials, np.exp(top - m) / l, out=probs)
+    for span, top in tops:
+        results["probs"][..., span] *= np.exp(top - m) / l
     _finish(results, m, l)
 
 

@@ -28,7 +28,7 @@ from .stage import Stage, as_stored, neighbours, padded
 from .structure import PIECE_BYTES, Slot, create
 
 BUFFER_BYTES = 256 << 20  # of arrays that wait for the writer thread
-FLUSH_SECONDS = 0.5  # decode steps are gathered this long: their rows are neighbours, so one write does
+FLUSH_SECONDS = 0.25  # decode steps are gathered this long: their rows are neighbours, so one write does
 FLUSH_BYTES = 64 << 20  # and no more of them than this
 MARK_AT_ONCE = 64 * 1024  # bytes: pieces this large are marked as written without waiting for the step's end
 
