@@ -20,7 +20,7 @@ HISTORY = (1, 2)  # inputs k and v hold every token so far, not only the ones of
 QUERY_BLOCK = 128  # queries per block: keeps a block of scores inside the L2 cache
 TILE = 128  # keys per tile of the online softmax
 EXTRAS = ("scores", "probs", "m", "l", "m_tiles", "l_tiles")
-Seen = tuple[np.ndarray, np.ndarray]  # [query]: the first key that it sees, and the one after the last
+Seen = tuple[np.ndarray, np.ndarray]  # int32 [query]: the first key that it sees, and the one after the last
 
 MERGED = 4096  # of attention_decode.cu
 MAX_DIM = 256  # head size of the CUDA kernels
@@ -80,7 +80,7 @@ def cpu(
         scored = _score_tiles(block, k_heads, _seen(positions, keys, causal, window), softcap, tile)
         if alone:  # the very scores that the online softmax has
             whole = _one_token(q, k, v, sinks, scale, window, softcap, keys, {"scores"})["scores"]
-            every = np.zeros(1, int), np.full(1, keys)
+            every = np.zeros(1, np.intc), np.full(1, keys, np.intc)
             scored = iter([(slice(keys), whole.reshape(kv_heads, group, 1, keys), every)])
         start_of_rows = _empty_rows(q.dtype, kv_heads, group, len(positions), sinks)
         views = {name: _rows(name, a, rows) for name, a in grouped.items()}
@@ -147,7 +147,7 @@ def _seen(positions: np.ndarray, keys: int, causal: bool, window: int | None) ->
     """The keys that each query sees: the first, and the one after the last."""
     last = np.minimum(positions + 1, keys) if causal else np.full(len(positions), keys)
     first = np.zeros(len(positions), int) if window is None else np.maximum(positions - window + 1, 0)
-    return first, np.maximum(first, last)
+    return first.astype(np.intc), np.maximum(first, last).astype(np.intc)
 
 
 def _score_tiles(
@@ -162,7 +162,7 @@ def _score_tiles(
     keys = k_heads.shape[2]
     for start in range(0, keys, tile):
         span = slice(start, min(start + tile, keys))
-        first, last = (np.clip(edge - start, 0, span.stop - start).astype(np.intc) for edge in seen)
+        first, last = (np.minimum(np.maximum(edge - start, 0), span.stop - start) for edge in seen)
         if not (first < last).any():
             yield span, None, (first, last)
             continue
@@ -245,7 +245,7 @@ def _fold_compiled(
 
 def _finite(m: np.ndarray) -> np.ndarray:
     """The maximum, or 0 where a row has seen no key yet."""
-    return np.where(np.isneginf(m), 0, m)
+    return np.where(m == -np.inf, 0, m)
 
 
 def _two_pass(
