@@ -97,11 +97,11 @@ static PyObject *py_multiply(PyObject *self, PyObject *arguments) {
 static int read_kept(const Py_buffer *kept, Tile *t) {
   if (!kept->obj) return 1;
   const Py_ssize_t *const shape = kept->shape, *const strides = kept->strides, size = sizeof(float);
+  if (kept->ndim != 4) return 0;
   t->kept = kept->buf;
   t->kept_head = (long)(strides[1] / size), t->kept_query = (long)(strides[2] / size);
-  return kept->ndim == 4 && shape[0] * shape[1] == t->heads && shape[2] == t->queries &&
-         shape[3] == t->keys && (strides[3] == size || shape[3] == 1) &&
-         (strides[0] == shape[1] * strides[1] || shape[0] == 1);
+  return shape[0] * shape[1] == t->heads && shape[2] == t->queries && shape[3] == t->keys &&
+         (strides[3] == size || shape[3] == 1) && (strides[0] == shape[1] * strides[1] || shape[0] == 1);
 }
 
 static PyObject *py_fold(PyObject *self, PyObject *arguments) {

@@ -182,6 +182,7 @@ MISFITS = {
     "no room for the scores": lambda c: c.fold(
         ROW, *3 * [np.zeros(1, F)], EDGE, EDGE + 4, np.zeros((1, 1, 1, 3), F)
     ),
+    "a place of two axes": lambda c: c.fold(ROW, *3 * [np.zeros(1, F)], EDGE, EDGE + 4, np.zeros((1, 4), F)),
     "columns far apart": lambda c: c.fold(
         ROW, *3 * [np.zeros(1, F)], EDGE, EDGE + 4, np.zeros((1, 1, 1, 8), F)[..., ::2]
     ),
