@@ -1,26 +1,22 @@
-"""Softmax attention, as online softmax over KV tiles or as plain two-pass softmax.
+"""Attention by heads over cached keys and values, its softmax online over KV tiles or by two passes.
 
-The online form (Milakov & Gimelshein 2018, arXiv:1805.02867; FlashAttention, arXiv:2205.14135) walks the
-keys tile by tile and keeps per query a running maximum m and a running sum l = sum(exp(score - m)); when
-a tile raises m, what was summed so far is multiplied by exp(m_old - m_new).  m and l are results here, after
-each tile and at the end, because a wrong merge shows in them first.
+llama.cpp `ggml_soft_max_ext` between two `ggml_mul_mat`.  A query head reads the keys of its KV head
+(grouped-query attention, arXiv:2305.13245).
 """
 
-# ruff: noqa: E741 - l is the field's name for the softmax sum
-
-from collections.abc import Iterator, Set
+from collections.abc import Set
 
 import numpy as np
 
 from . import cuda as gpu
 from . import native
 from .shares import share_out
+from .softmax import Scored, Seen, empty_rows, online, seen_by, two_pass
 
 HISTORY = (1, 2)  # inputs k and v hold every token so far, not only the ones of this step
 QUERY_BLOCK = 128  # queries per block: keeps a block of scores inside the L2 cache
 TILE = 128  # keys per tile of the online softmax
 EXTRAS = ("scores", "probs", "m", "l", "m_tiles", "l_tiles")
-Seen = tuple[np.ndarray, np.ndarray]  # int32 [query]: the first key that it sees, and the one after the last
 
 MERGED = 4096  # of attention_decode.cu
 MAX_DIM = 256  # head size of the CUDA kernels
@@ -71,18 +67,18 @@ def cpu(
     results = _allocate(q.dtype, tokens, heads, dim, keys, tile, want)
     grouped = {name: _group_heads(name, array, kv_heads) for name, array in results.items()}
     k_heads, v_heads = k.transpose(1, 2, 0), v.transpose(1, 0, 2)
-    attend = {"online": _online, "two-pass": _two_pass}[softmax]
+    attend = {"online": online, "two-pass": two_pass}[softmax]
 
     def attend_to(rows: slice) -> None:
         positions = np.arange(keys - tokens + rows.start, keys - tokens + rows.stop)
         # [kv_head, group * query, dim]: one product serves all the query heads of a KV head
         block = (q[rows] * q.dtype.type(scale)).reshape(-1, kv_heads, group, dim).transpose(1, 2, 0, 3)
-        scored = _score_tiles(block, k_heads, _seen(positions, keys, causal, window), softcap, tile)
+        scored = _score_tiles(block, k_heads, seen_by(positions, keys, causal, window), softcap, tile)
         if alone:  # the very scores that the online softmax has
             whole = _one_token(q, k, v, sinks, scale, window, softcap, keys, {"scores"})["scores"]
             every = np.zeros(1, np.intc), np.full(1, keys, np.intc)
             scored = iter([(slice(keys), whole.reshape(kv_heads, group, 1, keys), every)])
-        start_of_rows = _empty_rows(q.dtype, kv_heads, group, len(positions), sinks)
+        start_of_rows = empty_rows(q.dtype, kv_heads, group, len(positions), sinks)
         views = {name: _rows(name, a, rows) for name, a in grouped.items()}
         attend(scored, v_heads, views, keys, tile, *start_of_rows)
 
@@ -110,17 +106,6 @@ def _one_token(
     return {name: array for name, array in results.items() if name == "out" or name in want}
 
 
-def _empty_rows(
-    dtype: np.dtype, kv_heads: int, group: int, queries: int, sinks: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """m and l [kv_head, group, query, 1] of rows that have seen no key, but for a sink."""
-    m = np.full((kv_heads, group, queries, 1), -np.inf, dtype)
-    l = np.zeros_like(m)
-    if sinks is not None:
-        m[...], l[...] = sinks.reshape(kv_heads, group, 1, 1), 1
-    return m, l
-
-
 def _allocate(
     dtype: np.dtype, tokens: int, heads: int, dim: int, keys: int, tile: int, want: Set[str]
 ) -> dict[str, np.ndarray]:
@@ -143,16 +128,7 @@ def _rows(name: str, array: np.ndarray, rows: slice) -> np.ndarray:
     return array[:, :, :, rows] if name.endswith("_tiles") else array[:, :, rows]
 
 
-def _seen(positions: np.ndarray, keys: int, causal: bool, window: int | None) -> Seen:
-    """The keys that each query sees: the first, and the one after the last."""
-    last = np.minimum(positions + 1, keys) if causal else np.full(len(positions), keys)
-    first = np.zeros(len(positions), int) if window is None else np.maximum(positions - window + 1, 0)
-    return first.astype(np.intc), np.maximum(first, last).astype(np.intc)
-
-
-def _score_tiles(
-    q: np.ndarray, k_heads: np.ndarray, seen: Seen, softcap: float | None, tile: int
-) -> Iterator[tuple[slice, np.ndarray | None, Seen]]:
+def _score_tiles(q: np.ndarray, k_heads: np.ndarray, seen: Seen, softcap: float | None, tile: int) -> Scored:
     """Yield (keys, scores [kv_head, group, query, key], which of them each query sees).
 
     Masked keys have scores here, too; None stands for those of a tile that no query sees.
@@ -170,126 +146,6 @@ def _score_tiles(
         if softcap is not None:
             scores = np.tanh(scores / q.dtype.type(softcap)) * q.dtype.type(softcap)
         yield span, scores, (first, last)
-
-
-def _hide(scores: np.ndarray, seen: Seen) -> None:
-    """Put -inf in the place of masked keys."""
-    first, last = seen
-    keys = scores.shape[-1]
-    if first.any() or (last < keys).any():
-        key = np.arange(keys)
-        np.copyto(scores, -np.inf, where=(key < first[:, None]) | (key >= last[:, None]))
-
-
-def _online(
-    scored: Iterator[tuple[slice, np.ndarray | None, Seen]],
-    v_heads: np.ndarray,
-    results: dict[str, np.ndarray],
-    keys: int,
-    tile: int,
-    m: np.ndarray,
-    l: np.ndarray,
-) -> None:
-    out = results["out"]
-    kv_heads, group, queries, _ = out.shape
-    acc = np.zeros(out.shape, out.dtype)
-    fold = _fold_compiled if native.takes(acc) else _fold
-    tops = []  # the maximum that each tile of `probs` was made with
-    for index, (span, scores, seen) in enumerate(scored):
-        kept = results["scores"][..., span] if "scores" in results else None
-        if scores is not None:
-            shrink = fold(scores, seen, m, l, kept)
-            acc *= shrink
-            acc += (scores.reshape(kv_heads, group * queries, -1) @ v_heads[:, span]).reshape(acc.shape)
-        elif kept is not None:
-            kept[...] = -np.inf
-        if "probs" in results:
-            results["probs"][..., span] = 0 if scores is None else scores
-            tops.append((span, m.copy()))
-        for name, state in (("m_tiles", m), ("l_tiles", l)):
-            if name in results:
-                results[name][index] = state[..., 0]
-    np.divide(acc, l, out=out)
-    for span, top in tops:
-        results["probs"][..., span] *= np.exp(top - m) / l
-    _finish(results, m, l)
-
-
-def _fold(
-    scores: np.ndarray, seen: Seen, m: np.ndarray, l: np.ndarray, kept: np.ndarray | None
-) -> np.ndarray:
-    """Take a tile of keys into the softmax: scores become exp(score - m), m and l the state after the tile.
-
-    `kept` takes the scores as softmax sees them.  Gives the factor for what was summed up before.
-    """
-    _hide(scores, seen)
-    if kept is not None:
-        kept[...] = scores
-    before = m.copy()
-    np.maximum(m, scores.max(-1, keepdims=True), out=m)
-    np.exp(np.subtract(scores, _finite(m), out=scores), out=scores)
-    shrink = np.exp(before - _finite(m))
-    l *= shrink
-    l += scores.sum(-1, keepdims=True)
-    return shrink
-
-
-def _fold_compiled(
-    scores: np.ndarray, seen: Seen, m: np.ndarray, l: np.ndarray, kept: np.ndarray | None
-) -> np.ndarray:
-    """The same in one pass (softmax.c)."""
-    shrink = np.empty_like(m)
-    native.LIBRARY.fold(scores, m, l, shrink, *seen, kept)
-    return shrink
-
-
-def _finite(m: np.ndarray) -> np.ndarray:
-    """The maximum, or 0 where a row has seen no key yet."""
-    return np.where(m == -np.inf, 0, m)
-
-
-def _two_pass(
-    scored: Iterator[tuple[slice, np.ndarray | None, Seen]],
-    v_heads: np.ndarray,
-    results: dict[str, np.ndarray],
-    keys: int,
-    tile: int,
-    first_m: np.ndarray,
-    first_l: np.ndarray,
-) -> None:
-    out = results["out"]
-    kv_heads, group, queries, _ = out.shape
-    scores = np.full((kv_heads, group, queries, keys), -np.inf, out.dtype)
-    for span, part, seen in scored:
-        if part is not None:
-            _hide(part, seen)
-            scores[..., span] = part
-    m = np.maximum(scores.max(-1, keepdims=True), first_m)
-    p = np.exp(scores - m)
-    l = p.sum(-1, keepdims=True) + first_l * np.exp(first_m - m)
-    p /= l
-    out[...] = (p.reshape(kv_heads, group * queries, keys) @ v_heads).reshape(out.shape)
-    for name, array in (("scores", scores), ("probs", p)):
-        if name in results:
-            results[name][...] = array
-    for index, end in enumerate(range(tile, keys + tile, tile)):
-        # a two-pass softmax has no running state: what it would be is told from the scores
-        if "m_tiles" in results or "l_tiles" in results:
-            head = scores[..., :end]
-            m_tile = np.maximum(head.max(-1, keepdims=True), first_m)
-            if "m_tiles" in results:
-                results["m_tiles"][index] = m_tile[..., 0]
-            if "l_tiles" in results:
-                safe = np.where(np.isneginf(m_tile), 0, m_tile)  # a row whose window begins later
-                sink = first_l * np.exp(first_m - safe)
-                results["l_tiles"][index] = np.exp(head - safe).sum(-1) + sink[..., 0]
-    _finish(results, m, l)
-
-
-def _finish(results: dict[str, np.ndarray], m: np.ndarray, l: np.ndarray) -> None:
-    for name, state in (("m", m), ("l", l)):
-        if name in results:
-            results[name][...] = state[..., 0]
 
 
 def cuda(

@@ -38,7 +38,7 @@ const Format *format_of(const char *name);
 void multiply(const Format *format, const unsigned char *w, long rows, long columns, const float *x,
               float *sums, float *out);
 
-/* A tile of keys of an online softmax (kernels/attention.py): scores [heads][queries][keys], of which a query
+/* A tile of keys of an online softmax (kernels/softmax.py): scores [heads][queries][keys], of which a query
  * sees those from `first` to before `last` [queries]; m, l, shrink [heads][queries].  `kept` (or null) takes
  * the scores as softmax sees them; its heads and queries are `kept_head` and `kept_query` numbers apart. */
 typedef struct {

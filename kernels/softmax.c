@@ -1,4 +1,4 @@
-/* A tile of keys goes into the online softmax: what `_fold` of kernels/attention.py defines in NumPy. */
+/* A tile of keys goes into the online softmax: what `fold` of kernels/softmax.py defines in NumPy. */
 #include "softmax.h"
 
 #include "exp.h"

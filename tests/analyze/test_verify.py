@@ -326,7 +326,7 @@ def test_a_smaller_vocabulary_is_told(tmp_path: Path, record_tiny: Record) -> No
 
 
 def test_memory_does_not_grow_with_the_trace(tiny: Path, tmp_path: Path) -> None:
-    """Blocks of rows: of four blocks one is held at once, with the keys and values of all."""
+    """Blocks of rows: of four blocks one is held at once, beside the keys and values of all."""
     import tracemalloc
 
     peaks = []
@@ -340,7 +340,7 @@ def test_memory_does_not_grow_with_the_trace(tiny: Path, tmp_path: Path) -> None
             verify(trace, Model(tiny), workers=1)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-    assert peaks[1] < 2 * peaks[0]
+    assert peaks[1] - peaks[0] < 2_400_000  # bytes
 
 
 def test_causes_are_those_of_the_side_that_is_named(record_tiny: Record, tiny_model: Model) -> None:
