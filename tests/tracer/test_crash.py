@@ -19,11 +19,13 @@ from tensortrace.tracer.trace import Trace
 
 TESTS = Path(__file__).parents[1]
 RECORD = """
+import signal
 import sys
 from pathlib import Path
 from recording import record_trace
 from tensortrace.tracer.errors import TraceError
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
 model, path = map(Path, sys.argv[1:3])
 try:
     record_trace(model, path, range(60), n_new=int(sys.argv[3]), on_token=lambda t: print(t, flush=True))
