@@ -10,6 +10,7 @@ import numpy as np
 from h5py import h5s
 
 from .errors import TraceError
+from .structure import PLACES
 from .trace import Trace
 from .writer import TraceWriter
 
@@ -69,7 +70,7 @@ def _copy_attributes(source: h5py.HLObject, target: h5py.HLObject) -> None:
 
 
 def _copy_item(name: str, item: h5py.HLObject, source: h5py.File, target: h5py.File, level: int) -> None:
-    if not isinstance(item, h5py.Dataset):
+    if not isinstance(item, h5py.Dataset) or name == PLACES.strip("/"):  # these are no longer there
         return
     if item.nbytes < 4096 or not name.startswith(("layers/", "embd", "final_norm", "logits")):
         source.copy(item, target, name)

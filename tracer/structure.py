@@ -7,19 +7,21 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
-import h5py
 import numpy as np
-from h5py import h5a, h5d, h5f, h5p, h5s, h5t
+import xxhash
+from h5py import h5t
 
 from .errors import TraceError
 from .format import FORMAT, VERSION, Header, TensorSpec, h5_text, h5_type
-from .layout import Layout
+from .hdf5 import Dataset, Laid, lay_out
+from .layout import Layout, Place
 
 ALIGNMENT = 64  # bytes: memory-mapped arrays start on a cache line
 PIECE_BYTES = 32  # longest token text kept beside a trace's tokens
+PLACES = "/places"  # where each dataset of a tensor begins, and a checksum of all bytes up to this one
 
 
 @dataclass
@@ -36,131 +38,101 @@ def create(path: Path, header: Header, tensors: Sequence[TensorSpec], layout: La
     TraceError where it cannot be written or would not fit on the disk.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    slots: dict[str, Slot] = {}
     try:
-        access = h5p.create(h5p.FILE_ACCESS)
-        access.set_libver_bounds(h5f.LIBVER_EARLIEST, h5f.LIBVER_V18)
-        access.set_alignment(ALIGNMENT, ALIGNMENT)
-        with h5py.File(h5f.create(os.fsencode(temporary), h5f.ACC_TRUNC, fapl=access)) as file:
-            _create_root(file, header, tensors, layout, slots)
-            for spec in tensors:
-                for place in layout.datasets(spec):
-                    slots[place.path] = _allocate(file, place.path, place.shape, spec.dtype, spec)
-        _check_space(temporary)
+        values, texts = _known(header, tensors, layout)
+        datasets = _datasets(values, tensors, layout)
+        laid = lay_out(datasets, texts, ALIGNMENT)
+        _check_space(laid.size, path.parent)
+        _write(temporary, laid, values, [at.path for spec in tensors for at in layout.datasets(spec)])
         os.replace(temporary, path)
-    except (OSError, RuntimeError, ValueError) as error:  # the three that h5py raises
+    except (OSError, ValueError) as error:
         number = getattr(error, "errno", None)
         raise TraceError(f"cannot write {path}: {os.strerror(number) if number else error}") from error
     finally:
         with suppress(OSError):  # it was renamed, or never was
             temporary.unlink()
-    return slots
+    return {
+        name: Slot(laid.offsets[name], math.prod(dataset.shape[1:]) * dataset.itemsize)
+        for name, dataset in datasets.items()
+    }
 
 
-def _create_root(
-    file: h5py.File, header: Header, tensors: Sequence[TensorSpec], layout: Layout, slots: dict[str, Slot]
-) -> None:
-    attributes = header.to_attributes()
-    file["prompt"] = h5_text(attributes.pop("prompt"))  # attributes end at 64 kB
-    for name, value in {
-        "format": FORMAT,
-        "format_version": ".".join(map(str, VERSION)),
-        **attributes,
-    }.items():
-        file.attrs[name] = h5_text(value)
-    file["catalog"] = h5_text(json.dumps([spec.to_json() for spec in tensors]))
-    file["recorded_tokens"] = layout.recorded
+def _known(
+    header: Header, tensors: Sequence[TensorSpec], layout: Layout
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """What is known before the run: the root's datasets, and its attributes."""
+    texts = {"format": FORMAT, "format_version": ".".join(map(str, VERSION)), **header.to_attributes()}
+    values = {
+        "/prompt": h5_text(texts.pop("prompt")),  # attributes end at 64 kB
+        "/catalog": h5_text(json.dumps([spec.to_json() for spec in tensors])),
+        "/recorded_tokens": layout.recorded,
+        "/steps/phase": np.array([step.phase.encode() for step in layout.steps], "S8"),
+    }
     for name in ("index", "start", "n_tokens", "kv_len"):
-        file[f"steps/{name}"] = np.array([getattr(step, name) for step in layout.steps], np.int64)
-    file["steps/phase"] = np.array([step.phase.encode() for step in layout.steps], "S8")
+        values[f"/steps/{name}"] = np.array([getattr(step, name) for step in layout.steps], np.int64)
+    return values, texts
+
+
+def _datasets(
+    values: dict[str, np.ndarray], tensors: Sequence[TensorSpec], layout: Layout
+) -> dict[str, Dataset]:
+    """Every dataset of the file by its path, in the order of the file."""
+    places = [(spec, place) for spec in tensors for place in layout.datasets(spec)]
     new = sum(step.phase == "decode" for step in layout.steps) + 1
-    for path, shape, dtype in (
-        ("/steps/flushed", (len(layout.steps),), "uint8"),
-        ("/steps/checksums", (len(layout.steps), len(tensors)), "uint64"),
-        ("/complete", (1,), "uint8"),
-        ("/tokens", (layout.n_tokens,), "int32"),
-        ("/generated", (new,), "int32"),
-        ("/pieces", (layout.n_tokens,), f"S{PIECE_BYTES}"),
-    ):
-        slots[path] = _allocate(file, path, shape, dtype)
+    found = {
+        **{path: Dataset(_kind(value.dtype), value.shape) for path, value in values.items()},
+        PLACES: Dataset(_kind("uint64"), (len(places) + 1,)),
+        "/steps/flushed": Dataset(_kind("uint8"), (len(layout.steps),)),
+        "/steps/checksums": Dataset(_kind("uint64"), (len(layout.steps), len(tensors))),
+        "/complete": Dataset(_kind("uint8"), (1,)),
+        "/tokens": Dataset(_kind("int32"), (layout.n_tokens,)),
+        "/generated": Dataset(_kind("int32"), (new,)),
+        "/pieces": Dataset(_kind(f"S{PIECE_BYTES}"), (layout.n_tokens,)),
+    }
+    for spec, place in places:
+        if place.path in found:
+            raise ValueError(f"{spec.key} would lie at {place.path}, where something else does")
+        found[place.path] = _described(spec, place)
+    return found
 
 
-def _allocate(
-    file: h5py.File, path: str, shape: tuple[int, ...], dtype: str, spec: TensorSpec | None = None
-) -> Slot:
-    properties, links, kind = *_properties(), _type(dtype)
-    identifier = h5d.create(file.id, path.encode(), kind, _space(shape), properties, lcpl=links)
-    if spec is not None:
-        _describe(identifier, spec, ("step", *spec.axes) if len(shape) > len(spec.axes) else spec.axes)
-    # a dataset without elements has no place in the file
-    return Slot(identifier.get_offset() or 0, math.prod(shape[1:]) * kind.get_size())
-
-
-@cache
-def _properties() -> tuple[h5p.PropDCID, h5p.PropLCID]:
-    """How every dataset is created and linked."""
-    properties, links = h5p.create(h5p.DATASET_CREATE), h5p.create(h5p.LINK_CREATE)
-    properties.set_alloc_time(h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5d.FILL_TIME_NEVER)
-    links.set_create_intermediate_group(True)
-    return properties, links
-
-
-def _describe(dataset: h5d.DatasetID, spec: TensorSpec, axes: tuple[str, ...]) -> None:
-    """What the catalog says, once more where other tools show it.
-
-    By HDF5's lowest calls: h5py's own way takes five times as long, and a trace has thousands of attributes.
-    """
-    labels, kind, space = _labels(axes)
-    h5a.create(dataset, b"DIMENSION_LABELS", kind, space).write(labels)
-    conventions = json.dumps(spec.conventions) if spec.conventions else ""
-    for name, text in (
-        (b"axes", ",".join(axes)),
-        (b"op", spec.op),
-        (b"source_name", spec.source),
-        (b"conventions", conventions),
-    ):
-        if text:
-            value, kind, space = _text(text)
-            h5a.create(dataset, name, kind, space).write(value, kind)
-
-
-# what the datasets of all layers have in common is made once
+def _described(spec: TensorSpec, place: Place) -> Dataset:
+    """A tensor's dataset: what the catalog says, once more where other tools show it."""
+    axes = ("step", *spec.axes) if len(place.shape) > len(spec.axes) else spec.axes
+    texts = {
+        "axes": ",".join(axes),
+        "op": spec.op,
+        "source_name": spec.source,
+        "conventions": json.dumps(spec.conventions) if spec.conventions else "",
+    }
+    stated = {name: text for name, text in texts.items() if text}
+    return Dataset(_kind(spec.dtype), place.shape, stated, axes)
 
 
 @cache
-def _type(dtype: str) -> h5t.TypeID:
-    return h5_type(dtype)
+def _kind(dtype: str | np.dtype) -> bytes:
+    """A type as a message of an object header has it."""
+    kind = h5_type(dtype) if isinstance(dtype, str) else h5t.py_create(dtype, logical=True)
+    return kind.encode()[2:]  # behind the numbers of what was encoded, and how
 
 
-@lru_cache(64)
-def _space(shape: tuple[int, ...]) -> h5s.SpaceID:
-    return h5s.create_simple(shape)
+def _write(path: Path, laid: Laid, values: dict[str, np.ndarray], tensors: Sequence[str]) -> None:
+    """Write the structure, what is known, and the places of the tensors' datasets in this order."""
+    beginning = bytearray(laid.structure)
+    noted = np.array([laid.offsets[name] for name in tensors], np.uint64)
+    for name, value in {**values, PLACES: noted}.items():
+        if value.size:
+            beginning += bytes(laid.offsets[name] - len(beginning)) + value.tobytes()
+    beginning += xxhash.xxh3_64_intdigest(beginning).to_bytes(8, "little")
+    with path.open("wb") as file:
+        file.write(beginning)
+        file.truncate(laid.size)
 
 
-@lru_cache(1024)
-def _text(text: str) -> tuple[np.ndarray, h5t.TypeID, h5s.SpaceID]:
-    """A text as HDF5 stores it: value, type and space."""
-    value = h5_text(text)
-    return value, h5t.py_create(h5py.string_dtype("utf-8", value.dtype.itemsize), logical=True), _scalar()
-
-
-@cache
-def _scalar() -> h5s.SpaceID:
-    return h5s.create(h5s.SCALAR)
-
-
-@cache
-def _labels(axes: tuple[str, ...]) -> tuple[np.ndarray, h5t.TypeID, h5s.SpaceID]:
-    """Dimension labels likewise; HDF5's own functions for them insist on variable-length strings."""
-    kind = h5t.py_create(h5py.string_dtype(), logical=True)
-    return np.array(axes, object), kind, _space((len(axes),))
-
-
-def _check_space(temporary: Path) -> None:
-    size, free = temporary.stat().st_size, shutil.disk_usage(temporary.parent).free
+def _check_space(size: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
     if size > free:
         raise TraceError(
-            f"the trace needs {size / 1e9:.2f} GB and {temporary.parent} has {free / 1e9:.2f} GB free: "
+            f"the trace needs {size / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free: "
             "record fewer tensors (--tensors, --layers, --stats-only, --dtype f16) or free some space"
         )

@@ -77,6 +77,62 @@ def test_plain_h5py_reads_it(record_tiny: Recorder, storage: str) -> None:
         assert np.array_equal(file["tokens"][()], trace.tokens)
 
 
+def test_the_noted_places_are_those_that_hdf5_tells(record_tiny: Recorder) -> None:
+    trace = record_tiny([1, 2, 3, 4], n_new=3, chunk=2, storage="bfloat16")
+    assert len(trace._places) > len(trace.tensors)
+    with h5py.File(trace.path) as file:
+        for path, offset in trace._places.items():
+            assert offset == file[path].id.get_offset()
+        assert {f"/{path}" for path in _floats(file)} == set(trace._places)
+
+
+def _floats(file: h5py.File) -> list[str]:
+    found: list[str] = []
+    file.visititems(
+        lambda name, item: (
+            found.append(name) if isinstance(item, h5py.Dataset) and item.dtype.kind == "f" else None
+        )
+    )
+    return found
+
+
+def _swapped(file: h5py.File) -> None:
+    file.move("layers/00/gate", "kept")
+    file.move("layers/00/up", "layers/00/gate")
+    file.move("kept", "layers/00/up")
+
+
+def _replaced(file: h5py.File) -> None:
+    values = file["layers/00/up"][()]
+    del file["layers/00/gate"]
+    file["layers/00/gate"] = values
+
+
+@pytest.mark.parametrize("change", [_swapped, _replaced])
+def test_places_of_a_changed_file_are_asked_of_hdf5(
+    record_tiny: Recorder, change: Callable[[h5py.File], None]
+) -> None:
+    """Another tool has given a dataset another name, or other bytes: what was noted counts no more."""
+    with record_tiny(n_new=1) as trace:
+        up = trace.read(Key(0, "up"), 0).copy()
+    with h5py.File(trace.path, "r+") as file:
+        change(file)
+    with Trace(trace.path) as changed:
+        assert np.array_equal(changed.read(Key(0, "gate"), 0), up)
+
+
+def test_a_damaged_note_is_not_followed(record_tiny: Recorder, tmp_path: Path) -> None:
+    trace = record_tiny(n_new=2)
+    with h5py.File(trace.path) as file:
+        begin = file["places"].id.get_offset()
+    data = bytearray(trace.path.read_bytes())
+    data[begin + 8] ^= 64
+    (tmp_path / "damaged.h5").write_bytes(data)
+    with Trace(tmp_path / "damaged.h5") as damaged:
+        for key in trace.tensors:
+            assert np.array_equal(damaged.read(key, 1), trace.read(key, 1), equal_nan=True)
+
+
 @pytest.mark.skipif(
     shutil.which("h5dump") is None, reason="hdf5-tools is a system package, not ours to install"
 )
