@@ -189,17 +189,19 @@ def _group(
     keys: int,
     texts: Mapping[str, str] = {},
 ) -> _Symbols:
-    links = {}
-    for name, member in members.items():
-        inside = isinstance(member, dict)
-        links[name.encode()] = _group(image, member, headers, keys).header if inside else headers[member]
-    names, places = bytearray(8), {b"": 0}
-    for name in sorted(links):
-        places[name] = len(names)
-        names += _padded(name + b"\0")
+    links = {
+        name.encode(): headers[member]
+        if isinstance(member, str)
+        else _group(image, member, headers, keys).header
+        for name, member in members.items()
+    }
+    names, places = bytearray(8), {}
+    for link in sorted(links):
+        places[link] = len(names)
+        names += _padded(link + b"\0")
     data = _add(image, bytes(names))
     heap = _add(image, struct.pack("<4sxxxxQQQ", b"HEAP", len(names), 1, data))  # 1: nothing is free
-    symbols = [(places[name], links[name]) for name in sorted(links)]
+    symbols = [(place, links[link]) for link, place in places.items()]
     tree = _nodes(image, symbols, keys)
     table = _message(SYMBOL_TABLE, struct.pack("<QQ", tree, heap))
     return _Symbols(_header(image, [table, *(_text(*text) for text in texts.items())]), tree, heap)
