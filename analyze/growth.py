@@ -68,7 +68,9 @@ class Error:
 
     def so_far(self) -> "Error":
         """The worst of all steps until each one: what a KV cache holds."""
-        return self._combined([x if x is None else np.fmax.accumulate(x) for x in vars(self).values()])
+        return self._combined(
+            [x if x is None else np.fmax.accumulate(x, axis=-1) for x in vars(self).values()]
+        )
 
     @staticmethod
     def _combined(larger: list[Any]) -> "Error":

@@ -20,6 +20,7 @@ that diverged.  `diverged`: more than noise and inputs explain, or NaN or masks 
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from ..tracer.names import Key
 from ..tracer.text import visible
 from . import growth, roundoff
 from .align import Alignment
+from .alike import alike
 from .growth import Error, Op, Part
 from .metrics import Measured
 from .partial import Printed
@@ -56,6 +58,7 @@ class Noise:
         a, b = alignment.a, alignment.b
         self.keys, self._index, self._measured = alignment.keys, alignment.index, measured
         self._specs = {base_name(key): spec for key, spec in (a.specs | b.specs).items()}
+        self._place: Mapping[Key, int | np.ndarray] = self._index  # of a tensor, or of many alike at once
         self._wiring = Wiring(a.specs, b.specs, _layers(b.trace.header))
         self._sides = tuple((Precision.of(side.trace.header), side.specs) for side in (a, b))
         self._positions = np.array([step.kv_len - 1 for step in a.steps], float)
@@ -69,19 +72,14 @@ class Noise:
         self._largest = np.where(self._compared, measured.total("max_abs"), np.inf)
         self._nothing = np.zeros(len(self._positions), bool)
         self._broken = (measured.total("clashes") + measured.total("mask_differs")) > 0
-        self._stored = self._storage([(a.specs[key].dtype, b.specs[key].dtype) for key in self.keys])
+        self._stored: dict[tuple[str, str], Part] = {}
         self.printed = Printed(alignment, measured)
         self._errors: dict[Key, Error] = {}
         self.noise = np.full(self._nrmse.shape, np.nan)
         self.added = np.full(self._nrmse.shape, np.nan)
         self.status = np.zeros(self._nrmse.shape, np.int8)
-        layer = -1
-        for index, key in enumerate(self.keys):
-            last = self._wiring.last_layer + 1 if key.layer is None else key.layer
-            while key.name != "embd" and layer < min(last, MOST_LAYERS):  # so that no recursion is deeper
-                self._error(Key(layer, "resid_out") if layer >= 0 else Key(None, "embd"))
-                layer += 1
-            self._judge(index, key)
+        if not self._judge_layers_at_once():
+            self._judge_one_by_one()
         for figures in (self.noise, self.added):
             figures[~self._compared] = np.nan
         self.status[~self._compared] = 0
@@ -100,6 +98,8 @@ class Noise:
         index = self._index.get(key, -1)
         if index < 0 or not 0 <= step < len(self._positions) or not self._compared[index, step]:
             raise UserError(f"{visible(str(key))} of step {step} was not compared")
+        if not self._errors:
+            self._judge_one_by_one()
         parts, _ = self._parts(index, key)
         noise = self.noise[index, step]
         lines = [f"{visible(str(key))}, step {step}: the threshold {noise:.1e} is the sum of"]
@@ -114,12 +114,48 @@ class Noise:
 
     # ---- judging
 
-    def _judge(self, index: int, key: Key) -> None:
+    def _judge_one_by_one(self) -> None:
+        """In execution order: what diverged taints what depends on it."""
+        layer = -1
+        for index, key in enumerate(self.keys):
+            last = self._wiring.last_layer + 1 if key.layer is None else key.layer
+            while key.name != "embd" and layer < min(last, MOST_LAYERS):  # so that no recursion is deeper
+                self._error(Key(layer, "resid_out") if layer >= 0 else Key(None, "embd"))
+                layer += 1
+            parts, tainted = self._judge(index, key)
+            if not key.name.endswith(".hist"):
+                self._remember(index, key, parts, tainted | (self.status[index] == DIVERGED))
+
+    def _judge_layers_at_once(self) -> bool:
+        """The same for whole traces as long as nothing is tainted, as errors are then what was measured.
+
+        Most comparisons are of this kind, and the layers one by one take ten times as long.  False where it
+        is another one.
+        """
+        if self.printed.keys or not self._compared.all() or any("." in key.name for key in self.keys):
+            return False
+        whole, rows = (np.minimum(np.fmax(error, 0), HUGE) for error in (self._nrmse, self._rows))
+        sound, nothing = np.zeros_like(whole), np.zeros(whole.shape, bool)
+        figures = (whole, rows, self._largest, sound, nothing, self._rms, self._norm)
+        groups = alike(self.keys, [specs for _, specs in self._sides], self._wiring)
+        for key, index, inputs in groups or ():
+            self._place = {key: index, **inputs}
+            self._errors = {name: Error(*(each[at] for each in figures)) for name, at in inputs.items()}
+            _, tainted = self._judge(index, key)
+            if tainted.any() or (self.status[index] == DIVERGED).any():
+                groups = None
+                break
+        self._place, self._errors = self._index, {}
+        return groups is not None
+
+    def _judge(self, index: int | np.ndarray, key: Key) -> tuple[list[Part], np.ndarray]:
         parts, tainted = self._parts(index, key)
         noise = np.minimum(sum(part.noise for part in parts), MOST)
         inherited = sum(part.full for part in parts if part.inherited)
         nrmse = self._nrmse[index]
-        broken = self._broken[index] | self.printed.off(index, noise)
+        broken = self._broken[index]
+        if isinstance(index, int) and key in self.printed.keys:  # never many at once
+            broken = broken | self.printed.off(index, noise)
         error = np.where(broken | np.isnan(nrmse), np.inf, nrmse)
         explained = tainted & ((error <= noise + inherited) | broken)
         status = np.where(error <= noise, ROUNDING, np.where(explained, INHERITED, DIVERGED))
@@ -127,41 +163,40 @@ class Noise:
             status[self._equal[index]] = MATCH
         self.status[index], self.noise[index] = status, noise
         self.added[index] = np.maximum(nrmse - inherited, 0)
-        if not key.name.endswith(".hist"):
-            self._remember(index, key, parts, tainted | (status == DIVERGED))
+        return parts, tainted
 
-    def _parts(self, index: int, key: Key) -> tuple[list[Part], np.ndarray]:
+    def _parts(self, index: int | np.ndarray, key: Key) -> tuple[list[Part], np.ndarray]:
         """What the threshold of a compared tensor is the sum of, and whether it depends on what diverged."""
         base = base_name(key)
         reasons, tainted = self._reasons(base, self._rms[index] if key == base else None)
-        parts = [*self._statistic(index, key, reasons), self._stored[index]]
+        parts = [*self._statistic(index, key, reasons), self._storage(index, key)]
         if key.name == "scores":
-            random = np.where(self._one_factor(index) & ~tainted, 0.0, 1.0)
+            random = np.where(self._one_factor(index, key) & ~tainted, 0.0, 1.0)
             parts = [part.mapped(lambda e: e * random) if part.inherited else part for part in parts]
         return parts, tainted
 
-    def _one_factor(self, index: int) -> np.ndarray:
+    def _one_factor(self, index: int | np.ndarray, key: Key) -> np.ndarray:
         """Where one factor explains nearly all of the difference, and the inputs don't have it [step]."""
         dd, db, bb, count = (self._measured.total(name)[index] for name in ("dd", "db", "bb", "count"))
-        inputs = (name for name in self._wiring.inputs(self.keys[index]) if name in self._index)
+        inputs = (name for name in self._wiring.inputs(key) if name in self._place)
         brought = np.nan_to_num(
-            np.prod([self._scale_of[self._index[name]] for name in inputs], axis=0), nan=1.0
+            np.prod([self._scale_of[self._place[name]] for name in inputs], axis=0), nan=1.0
         )
         factor = self._scale_of[index]
         own = np.abs(factor / np.where(brought == 0, 1, brought) - 1) > np.abs(factor - 1) / 2
         return (count >= MANY) & own & (db * db > ONE_FACTOR * dd * bb)
 
-    def _storage(self, dtypes: list[tuple[str, str]]) -> list[Part]:
-        """What rounding to the two stored types adds to each tensor, by these of each."""
-        count = self._measured.total("count")
-        with np.errstate(invalid="ignore"):
-            one = {name: roundoff.storage(name, self._rms, count) for pair in set(dtypes) for name in pair}
-        found = {(ours, theirs): np.hypot(one[ours], one[theirs]) for ours, theirs in set(dtypes)}
-        amounts = [found[pair][index] for index, pair in enumerate(dtypes)]
-        texts = [f"stored as {ours} and {theirs}" for ours, theirs in dtypes]
-        return [Part(text, amount, amount) for text, amount in zip(texts, amounts)]
+    def _storage(self, index: int | np.ndarray, key: Key) -> Part:
+        """What rounding to the two stored types adds to a tensor."""
+        ours, theirs = (specs[key].dtype for _, specs in self._sides)
+        if (ours, theirs) not in self._stored:
+            count = self._measured.total("count")
+            with np.errstate(invalid="ignore"):
+                both = np.hypot(*(roundoff.storage(name, self._rms, count) for name in (ours, theirs)))
+            self._stored[ours, theirs] = Part(f"stored as {ours} and {theirs}", both, both)
+        return self._stored[ours, theirs].mapped(lambda amount: amount[index])
 
-    def _statistic(self, index: int, key: Key, parts: list[Part]) -> list[Part]:
+    def _statistic(self, index: int | np.ndarray, key: Key, parts: list[Part]) -> list[Part]:
         """What the reasons for a tensor's error mean for a statistic of it."""
         if key.name.endswith(".hist"):
             counts = np.maximum(self._measured.total("bb")[index], 1)

@@ -157,6 +157,54 @@ def test_not_finite_on_one_side_is_never_rounding(tmp_path, values):
     assert noise.status[0, 0] == DIVERGED
 
 
+def same_one_by_one(noise: Noise) -> None:
+    """The judgement holds however it was come by."""
+    kept = [figures.copy() for figures in (noise.noise, noise.added, noise.status)]
+    noise._judge_one_by_one()
+    for before, now in zip(kept, (noise.noise, noise.added, noise.status)):
+        assert np.array_equal(before, now, equal_nan=before.dtype.kind == "f")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_layers_at_once_are_judged_as_one_by_one(tmp_path, case):
+    model = Model(write_gguf(tmp_path / "m.gguf", case.arch, **case.shape))
+    for path, settings in (("a.h5", {}), ("b.h5", HEALTHY["float64"])):
+        record_trace(model, tmp_path / path, TOKENS, n_new=3, **settings)
+    with Trace(tmp_path / "a.h5") as a, Trace(tmp_path / "b.h5") as b:
+        noise = judge(a, b)
+        assert noise._judge_layers_at_once() or "expert_ids" in {key.name for key in noise.keys}
+        same_one_by_one(noise)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"change": change("attn_scale@1=0.5")},
+        {"selection": Selection(tensors="q,k,scores")},
+        {"selection": Selection(tokens="0-1")},
+        {"stats_only": True},
+    ],
+    ids=["diverged", "some tensors", "some tokens", "statistics"],
+)
+def test_layers_are_judged_one_by_one_where_errors_are_not_all_measured(record_tiny, other):
+    assert not judge(record_tiny(n_new=3, **other), record_tiny(n_new=3))._judge_layers_at_once()
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_a_tensor_does_not_excuse_itself(tmp_path, reads):
+    """Neither by reading itself nor by reading what comes after it, as a file may claim."""
+    keys = [Key(0, "x"), Key(0, "y"), Key(0, "z")]
+    inputs = {keys[0]: (), keys[1]: (keys[reads],), keys[2]: (keys[0],)}
+    specs = [TensorSpec(key, ("token", "dim"), {"dim": 4}, inputs=inputs[key]) for key in keys]
+    for name, off in (("a.h5", 1e-3), ("b.h5", 0.0)):
+        with TraceWriter(tmp_path / name, Header("test"), specs, [Step(0, "prefill", 0, 2)]) as writer:
+            for key in keys:
+                writer.write(0, key, np.full((2, 4), 1 + (off if key != keys[0] else 0), np.float32))
+            writer.end_step(0)
+    noise = judge(Trace(tmp_path / "a.h5"), Trace(tmp_path / "b.h5"))
+    assert noise.first() == (1, 0)
+
+
 def test_explanation_adds_up(record_tiny):
     noise = judge(record_tiny(dtype="float64"), record_tiny())
     for key in noise.keys:
