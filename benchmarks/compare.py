@@ -24,6 +24,7 @@ from typing import Any
 import h5py
 import numpy as np
 from tensortrace.analyze.compare import compare
+from tensortrace.tracer import trace
 from tensortrace.tracer.architecture import build_graph
 from tensortrace.tracer.format import Header, TensorSpec, plan_steps
 from tensortrace.tracer.gguf import Model
@@ -94,6 +95,7 @@ def best(repeat: int, bodies: dict[str, Callable[[], object]]) -> dict[str, floa
 
 
 def ours(a: Path, b: Path) -> None:
+    trace.specs_of.cache_clear()  # as the first time
     with Trace(a) as first, Trace(b) as second:
         assert compare(first, second).exit_code == 0
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import TracebackType
 
@@ -57,8 +57,8 @@ class Trace:
             raise TraceError("an HDF5 file but not a trace: `trace record` writes one")
         _check_version(attributes.get("format_version", ""))
         self.header = Header.from_attributes({**attributes, "prompt": read_text(self._file["prompt"][()])})
-        catalog = json.loads(self._file["catalog"][()])
-        self.tensors = {spec.key: spec for spec in map(TensorSpec.from_json, catalog)}
+        catalog = specs_of(self._file["catalog"][()])
+        self.tensors = {spec.key: spec for spec in catalog}
         table = self._file["steps"]
         columns = (table[name][()].tolist() for name in ("index", "phase", "start", "n_tokens"))
         self.steps = [Step(i, phase.decode(), s, n) for i, phase, s, n in zip(*columns, strict=True)]
@@ -239,6 +239,12 @@ class Trace:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@lru_cache(2)  # the two traces of a comparison mostly have the same
+def specs_of(catalog: bytes | str) -> tuple[TensorSpec, ...]:
+    """What a catalog says of the tensors, in execution order; ValueError where it cannot be."""
+    return tuple(map(TensorSpec.from_json, json.loads(catalog)))
 
 
 def _read_filtered(dataset: h5d.DatasetID, dtype: np.dtype, first: int, count: int) -> np.ndarray:
