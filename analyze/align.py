@@ -5,6 +5,7 @@ Rows are matched by token, not by step: a prompt fed at once lines up with the s
 a comparison are ours (A's); its order is step, then execution order.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,11 +28,15 @@ from .wiring import kind_of
 
 
 class Run(NamedTuple):
-    """Tokens whose rows lie one after the other on both sides: `rows_*` in datasets that join all steps."""
+    """Tokens whose rows lie one after the other on both sides: `rows_*` in datasets that join all steps.
+
+    `step` is our step of them all or, where there are several, of each.
+    """
 
     tokens: np.ndarray
     rows_a: slice
     rows_b: slice
+    step: int | np.ndarray
 
 
 class View(NamedTuple):
@@ -63,6 +68,7 @@ class Alignment:
     def __post_init__(self) -> None:
         self._tokens: dict[bytes, np.ndarray] = {}  # most tensors were written in the same steps
         self._runs: dict[tuple[bytes, bool], list[Run]] = {}
+        self._splits: dict[bytes, tuple[np.ndarray, _Decoded | None]] = {}
         self.index = {key: i for i, key in enumerate(self.keys)}
 
     @cached_property
@@ -92,7 +98,12 @@ class Alignment:
                 breaks |= (np.diff(self.a.step_of[tokens]) != 0) | (np.diff(self.b.step_of[tokens]) != 0)
             edges = [0, *(np.flatnonzero(breaks) + 1), len(tokens)] if len(tokens) else []
             self._runs[known] = [
-                Run(tokens[i:j], slice(rows_a[i], rows_a[i] + j - i), slice(rows_b[i], rows_b[i] + j - i))
+                Run(
+                    tokens[i:j],
+                    slice(rows_a[i], rows_a[i] + j - i),
+                    slice(rows_b[i], rows_b[i] + j - i),
+                    _one_or_each(self.a.step_of[tokens[i:j]]),
+                )
                 for i, j in pairwise(edges)
             ]
         return self._runs[known]
@@ -115,34 +126,41 @@ class Alignment:
         by_head = (side for side in (spec, self.b.specs[key]) if side.axes[-2:] == ("head", "dim"))
         head_dim = next((side.sizes["dim"] for side in by_head), 0)
         for run in self._cut(self.tokens(key), by_step=False):
-            steps = self.a.step_of[run.tokens]
-            step = int(steps[0]) if steps[0] == steps[-1] else steps
-            shape = (len(run.tokens), -1)
-            yield Piece(index, a[run.rows_a].reshape(shape), b[run.rows_b].reshape(shape), step, head_dim)
+            x, y = (
+                side[rows].reshape(len(run.tokens), -1) for side, rows in ((a, run.rows_a), (b, run.rows_b))
+            )
+            yield Piece(index, x, y, run.step, head_dim)
 
     def _blocks(self, index: int, key: Key, spec: TensorSpec) -> Iterator[Piece]:
-        tokens = self.tokens(key)
-        decoded = self.a.decodes[self.a.step_of[tokens]] & self.b.decodes[self.b.step_of[tokens]]
-        for run in self._cut(tokens[~decoded], by_step=True):
+        once, decoded = self._split(self.tokens(key))
+        for run in self._cut(once, by_step=True):
             view = self._view(key, spec, run)
             for a, b in _matrices(view.a, view.b):
-                yield Piece(index, a, b, self._steps(run)[0].index, masked=_is_scores(key))
-        if decoded.any():
-            yield from self._decoded(index, key, spec, tokens[decoded])
+                yield Piece(index, a, b, run.step, masked=_is_scores(key))
+        if decoded is not None:
+            yield from self._decoded(index, key, spec, decoded)
 
-    def _decoded(self, index: int, key: Key, spec: TensorSpec, tokens: np.ndarray) -> Iterator[Piece]:
+    def _split(self, tokens: np.ndarray) -> tuple[np.ndarray, "_Decoded | None"]:
+        """Tokens of prefill steps, on either side, and of what both sides decoded."""
+        known = tokens.tobytes()
+        if known not in self._splits:
+            a, b = self.a, self.b
+            decoded = a.decodes[a.step_of[tokens]] & b.decodes[b.step_of[tokens]]
+            steps_a, steps_b = a.step_of[tokens[decoded]], b.step_of[tokens[decoded]]
+            keys = np.minimum(a.kv_len[steps_a], b.kv_len[steps_b])
+            both = _Decoded(steps_a, a.decode_index[steps_a], b.decode_index[steps_b], keys)
+            self._splits[known] = tokens[~decoded], both if decoded.any() else None
+        return self._splits[known]
+
+    def _decoded(self, index: int, key: Key, spec: TensorSpec, found: "_Decoded") -> Iterator[Piece]:
         """Decode steps, all at once where both sides lay them out alike."""
-        steps_a, steps_b = self.a.step_of[tokens], self.b.step_of[tokens]
-        at_a, at_b = self.a.decode_index[steps_a], self.b.decode_index[steps_b]
-        keys = np.minimum(self.a.kv_len[steps_a], self.b.kv_len[steps_b])
         a, b = self.a.decode(key), self.b.decode(key)
-        if (np.diff(at_a) == 1).all() and (np.diff(at_b) == 1).all() and a.shape[1:] == b.shape[1:]:
-            width, valid = _padding(spec, a.shape[1:], keys)
-            x, y = (side[at[0] : at[-1] + 1].reshape(-1, width) for side, at in ((a, at_a), (b, at_b)))
-            steps = np.repeat(steps_a, len(x) // len(steps_a))
+        if found.in_a_row and a.shape[1:] == b.shape[1:]:
+            width, steps, valid = found.rows(spec, a.shape[1:])
+            x, y = (side[at[0] : at[-1] + 1].reshape(-1, width) for side, at in ((a, found.a), (b, found.b)))
             yield Piece(index, x, y, steps, 0, _is_scores(key), valid)
             return
-        for i, j, step, seen in zip(at_a, at_b, steps_a.tolist(), keys.tolist()):
+        for i, j, step, seen in zip(found.a, found.b, found.steps.tolist(), found.keys.tolist()):
             corner = tuple(map(slice, spec.shape(1, seen)))
             for x, y in _matrices(a[i][corner], b[j][corner]):
                 yield Piece(index, x, y, step, masked=_is_scores(key))
@@ -227,8 +245,32 @@ def _written(source: Source, keys: Iterable[Key]) -> int:
     return sum(int(np.count_nonzero(source.has(key))) for key in keys)
 
 
+def _one_or_each(steps: np.ndarray) -> int | np.ndarray:
+    return int(steps[0]) if steps[0] == steps[-1] else steps
+
+
 def _is_scores(key: Key) -> bool:
     return key.name == "scores"
+
+
+class _Decoded:
+    """What both sides decoded: our `steps`, their places `a` and `b` on each side, and the `keys` seen."""
+
+    def __init__(self, steps: np.ndarray, a: np.ndarray, b: np.ndarray, keys: np.ndarray):
+        self.steps, self.a, self.b, self.keys = steps, a, b, keys
+        self.in_a_row = bool((np.diff(a) == 1).all() and (np.diff(b) == 1).all())
+        self._rows: dict[tuple, tuple[int, np.ndarray, np.ndarray | None]] = {}
+
+    def rows(self, spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, np.ndarray, np.ndarray | None]:
+        """The width of the rows that a tensor is cut into; of each its step, and how many elements count.
+
+        `shape` is that of a step.  All layers have the same.
+        """
+        known = spec.axes, *spec.sizes.items(), shape
+        if known not in self._rows:
+            width, valid = _padding(spec, shape, self.keys)
+            self._rows[known] = width, np.repeat(self.steps, math.prod(shape) // width), valid
+        return self._rows[known]
 
 
 def _padding(spec: TensorSpec, shape: tuple[int, ...], keys: np.ndarray) -> tuple[int, np.ndarray | None]:

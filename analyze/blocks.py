@@ -79,7 +79,7 @@ def measure_rows(piece: Piece, space: Workspace) -> Result:
 
 def measure_compiled(pieces: list[Piece], mapped: bool) -> list[Result]:
     """The same of many pieces that `difference.usable` is true of; figures may end after those of QUICK."""
-    runs = [_runs(piece.step, len(piece.a)) for piece in pieces]
+    runs = [_runs(piece.step) for piece in pieces]
     pairs = [_pair(piece, starts, mapped) for piece, (starts, _) in zip(pieces, runs)]
     results = []
     for piece, (_, steps), (figures, lost) in zip(pieces, runs, difference.figures(pairs)):
@@ -116,7 +116,7 @@ def figures_of(piece: Piece, space: Workspace) -> "Figures":
 
 def by_step(piece: Piece, figures: "Figures") -> Result:
     """The rows' figures put together by step."""
-    starts, steps = _runs(piece.step, len(piece.a))
+    starts, steps = _runs(piece.step)
     together = np.add.reduceat(figures.table, starts, axis=1)
     together[LARGEST] = np.maximum.reduceat(figures.table[LARGEST], starts, axis=1)
     return piece.tensor, steps, together
@@ -150,12 +150,25 @@ class Figures:
         self.table[COLUMN[name]] = values
 
 
-def _runs(step: int | np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first row of each run of rows that belong to one step, and that step."""
+def _runs(step: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first row of each run of rows that belong to one step, and that step.
+
+    Many tensors have the same array of steps, so that of the last ones what was found is kept.
+    """
     if isinstance(step, int):
         return np.zeros(1, int), np.array([step])
-    starts = np.flatnonzero(np.diff(step, prepend=step[0] - 1))
-    return starts, step[starts]
+    known = _RUNS.get(id(step))
+    if known is None or known[0] is not step:
+        starts = np.flatnonzero(np.diff(step, prepend=step[0] - 1))
+        known = step, starts, step[starts]
+        if len(_RUNS) >= MOST_RUNS:
+            _RUNS.clear()
+        _RUNS[id(step)] = known
+    return known[1:]
+
+
+MOST_RUNS = 64
+_RUNS: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}  # by identity: the array kept is the proof
 
 
 def _quick(piece: Piece, figures: Figures, space: Workspace) -> None:
