@@ -83,17 +83,10 @@ def test_the_noted_places_are_those_that_hdf5_tells(record_tiny: Recorder) -> No
     with h5py.File(trace.path) as file:
         for path, offset in trace._places.items():
             assert offset == file[path].id.get_offset()
-        assert {f"/{path}" for path in _floats(file)} == set(trace._places)
-
-
-def _floats(file: h5py.File) -> list[str]:
-    found: list[str] = []
-    file.visititems(
-        lambda name, item: (
-            found.append(name) if isinstance(item, h5py.Dataset) and item.dtype.kind == "f" else None
-        )
-    )
-    return found
+        names: list[str] = []
+        file.visit(names.append)
+        kinds = {f"/{name}": file[name].dtype.kind for name in names if isinstance(file[name], h5py.Dataset)}
+    assert {path for path, kind in kinds.items() if kind == "f"} == set(trace._places)
 
 
 def _swapped(file: h5py.File) -> None:
