@@ -72,17 +72,23 @@ def lay_out(datasets: Mapping[str, Dataset], texts: Mapping[str, str], alignment
 
 
 def _tree(paths: Mapping[str, Dataset]) -> dict[str, Any]:
-    """Groups as dictionaries of their members; a dataset is its path."""
+    """Groups as dictionaries of their members; a dataset is its path.
+
+    Paths are taken as the library does: it ends them at a NUL, and `//` and `/./` are no more than `/`.
+    """
     root: dict[str, Any] = {}
     for path in paths:
-        *groups, name = path.strip("/").split("/")
+        names = [name for name in path.split("\0")[0].split("/") if name not in ("", ".")]
+        if not names:
+            raise ValueError(f"{path!r} is the root")
+        *groups, name = names
         at = root
         for group in groups:
             at = at.setdefault(group, {})
             if not isinstance(at, dict):
-                raise ValueError(f"{path} lies below a dataset")
+                raise ValueError(f"{path!r} lies below a dataset")
         if name in at:
-            raise ValueError(f"{path} is the name of something else, too")
+            raise ValueError(f"{path!r} is the name of something else, too")
         at[name] = path
     return root
 

@@ -147,6 +147,29 @@ def test_another_tool_may_change_the_file(tmp_path: Path) -> None:
         assert file["layers/002/t7"].attrs["op"] == b"op7"
 
 
+@pytest.mark.parametrize("path", ["a", "/a/", "a//b", "a/./b", "a\0b", "..", "../a", " ", "tensor é"])
+def test_paths_lead_where_the_library_takes_them(tmp_path: Path, path: str) -> None:
+    found = {path: Dataset(h5_type("float32").encode()[2:], (2,))}
+    write(tmp_path / "ours.h5", found, {})
+    written_by_hdf5(tmp_path / "theirs.h5", found, {})
+    assert content(tmp_path / "ours.h5") == content(tmp_path / "theirs.h5")
+    with h5py.File(tmp_path / "ours.h5") as file:
+        assert h5py.h5d.open(file.id, path.encode()).shape == (2,)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/.", "\0a"])
+def test_what_is_no_path(path: str) -> None:
+    with pytest.raises(ValueError, match="is the root"):
+        lay_out({path: Dataset(h5_type("float32").encode()[2:], (2,))}, {}, 8)
+
+
+@pytest.mark.parametrize("other", ["a//b", "a/b\0c"])
+def test_two_paths_to_one_place(other: str) -> None:
+    kind = h5_type("uint8").encode()[2:]
+    with pytest.raises(ValueError, match="something else"):
+        lay_out({"a/b": Dataset(kind, (1,)), other: Dataset(kind, (1,))}, {}, 8)
+
+
 def test_what_hdf5_has_no_room_for() -> None:
     kind = h5_type("uint8").encode()[2:]
     with pytest.raises(ValueError, match="64 KiB"):
