@@ -61,24 +61,27 @@ def cpu(
     tokens, heads, dim = q.shape
     keys, kv_heads = k.shape[:2]
     group = heads // kv_heads
-    alone = tokens == 1 and native.takes(q, k, v, sinks)
-    if alone and softmax == "online":
-        return _one_token(q, k, v, sinks, scale, window, softcap, tile, want)
+    seen = seen_by(np.arange(keys - tokens, keys), keys, causal, window)
+    compiled = native.takes(q, k, v, sinks)
+    if compiled and softmax == "online":
+        return _compiled(q, k, v, sinks, seen, scale, softcap, tile, want)
     results = _allocate(q.dtype, tokens, heads, dim, keys, tile, want)
     grouped = {name: _group_heads(name, array, kv_heads) for name, array in results.items()}
     k_heads, v_heads = k.transpose(1, 2, 0), v.transpose(1, 0, 2)
     attend = {"online": online, "two-pass": two_pass}[softmax]
+    if compiled:  # two passes over the very scores that the online softmax has
+        scores = _compiled(q, k, v, sinks, seen, scale, softcap, tile, {"scores"})["scores"]
+        scores = _group_heads("scores", scores, kv_heads)
 
     def attend_to(rows: slice) -> None:
-        positions = np.arange(keys - tokens + rows.start, keys - tokens + rows.stop)
-        # [kv_head, group * query, dim]: one product serves all the query heads of a KV head
-        block = (q[rows] * q.dtype.type(scale)).reshape(-1, kv_heads, group, dim).transpose(1, 2, 0, 3)
-        scored = _score_tiles(block, k_heads, seen_by(positions, keys, causal, window), softcap, tile)
-        if alone:  # the very scores that the online softmax has
-            whole = _one_token(q, k, v, sinks, scale, window, softcap, keys, {"scores"})["scores"]
-            every = np.zeros(1, np.intc), np.full(1, keys, np.intc)
-            scored = iter([(slice(keys), whole.reshape(kv_heads, group, 1, keys), every)])
-        start_of_rows = empty_rows(q.dtype, kv_heads, group, len(positions), sinks)
+        seen_here = seen[0][rows], seen[1][rows]
+        if compiled:
+            scored = iter([(slice(keys), scores[:, :, rows], seen_here)])
+        else:
+            # [kv_head, group * query, dim]: one product serves all the query heads of a KV head
+            block = (q[rows] * q.dtype.type(scale)).reshape(-1, kv_heads, group, dim).transpose(1, 2, 0, 3)
+            scored = _score_tiles(block, k_heads, seen_here, softcap, tile)
+        start_of_rows = empty_rows(q.dtype, kv_heads, group, len(seen_here[0]), sinks)
         views = {name: _rows(name, a, rows) for name, a in grouped.items()}
         attend(scored, v_heads, views, keys, tile, *start_of_rows)
 
@@ -86,23 +89,23 @@ def cpu(
     return results
 
 
-def _one_token(
+def _compiled(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
     sinks: np.ndarray | None,
+    seen: Seen,
     scale: float,
-    window: int | None,
     softcap: float | None,
     tile: int,
     want: Set[str],
 ) -> dict[str, np.ndarray]:
-    """The online softmax of a token that sees all keys, or the last `window`, in one call (attention.c)."""
-    (_, heads, dim), keys = q.shape, len(k)
-    first = 0 if window is None else max(keys - window, 0)
-    results = _allocate(q.dtype, 1, heads, dim, keys, tile, frozenset(EXTRAS))
-    options = (k.shape[1], tile, first, scale, softcap or 0)
-    native.LIBRARY.attend(q, k, v, sinks, options, *results.values())
+    """The online softmax in one call (attention.c); weights of a tile become probs by its maximum."""
+    (tokens, heads, dim), (keys, kv_heads) = q.shape, k.shape[:2]
+    made = {"out", "m", "l", *want} | ({"m_tiles"} if "probs" in want else set())
+    results = _allocate(q.dtype, tokens, heads, dim, keys, tile, made)
+    places = [results.get(name, np.empty(0, q.dtype)) for name in ("out", *EXTRAS)]
+    native.LIBRARY.attend(q, k, v, sinks, *seen, (heads, kv_heads, tile, scale, softcap or 0), *places)
     return {name: array for name, array in results.items() if name == "out" or name in want}
 
 

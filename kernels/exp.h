@@ -8,11 +8,10 @@
 
 /* exp(x) = 2^n exp(r) with n = round(x / ln 2); what is left of x, at most ln(2)/2, is for the power series. */
 INLINE float exp_of(float x) {
-  const float shift = 0x1.8p23f, ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
-  const float lowest = -86.64f, highest = 88.72f; /* of x that are computed */
-  const float within = x < lowest ? lowest : x > highest ? highest : x;
-  const float shifted = within * 0x1.715476p0f + shift; /* n is in its last bits */
-  const float n = shifted - shift, r = (within - n * ln2_high) - n * ln2_low;
+  const float lowest = -86.64f, highest = 88.72f, shift = 0x1.8p23f;
+  const float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
+  const float shifted = x * 0x1.715476p0f + shift; /* n is in its last bits */
+  const float n = shifted - shift, r = (x - n * ln2_high) - n * ln2_low;
   float sum = 1.0f / 5040;
   sum = sum * r + 1.0f / 720;
   sum = sum * r + 1.0f / 120;
@@ -26,6 +25,6 @@ INLINE float exp_of(float x) {
   bits = (bits + 126) << 23; /* of 2^(n - 1): 2^128 is no float */
   float power;
   memcpy(&power, &bits, sizeof power);
-  const float result = sum * power * 2;
-  return x < lowest ? 0 : x > highest ? INFINITY : result; /* NaN has come through */
+  const float result = sum * power * 2; /* of x that are within, and NaN */
+  return x < lowest ? 0 : x > highest ? INFINITY : result;
 }

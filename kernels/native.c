@@ -93,66 +93,52 @@ static PyObject *py_multiply(PyObject *self, PyObject *arguments) {
   return END("multiply", fits, &w, &x, &out);
 }
 
-/* The place for scores [kv_heads][group][queries][keys] in a larger array; 0 where they do not fit. */
-static int read_kept(const Py_buffer *kept, Tile *t) {
-  if (!kept->obj) return 1;
-  const Py_ssize_t *const shape = kept->shape, *const strides = kept->strides, size = sizeof(float);
-  if (kept->ndim != 4) return 0;
-  t->kept = kept->buf;
-  t->kept_head = (long)(strides[1] / size), t->kept_query = (long)(strides[2] / size);
-  return shape[0] * shape[1] == t->heads && shape[2] == t->queries && shape[3] == t->keys &&
-         (strides[3] == size || shape[3] == 1) && (strides[0] == shape[1] * strides[1] || shape[0] == 1);
+/* Whether a query's keys lie between 0 and the last. */
+static int are_keys(const Attention *t) {
+  int fits = 1;
+  for (long i = 0; i < t->tokens; ++i)
+    fits &= 0 <= t->first[i] && t->first[i] <= t->last[i] && t->last[i] <= t->keys;
+  return fits;
 }
 
-static PyObject *py_fold(PyObject *self, PyObject *arguments) {
-  PyObject *place;
-  Py_buffer scores, m, l, shrink, first, last, kept = {0};
-  (void)self;
-  if (!PyArg_ParseTuple(arguments, "w*w*w*w*y*y*O", &scores, &m, &l, &shrink, &first, &last, &place))
-    return NULL;
-  Tile t = {scores.buf, m.buf, l.buf, shrink.buf, NULL, first.buf, last.buf, 0, 0, 0, 0, 0};
-  const long rows = floats(&m);
-  t.queries = (long)(first.len / (Py_ssize_t)sizeof(int));
-  t.heads = t.queries ? rows / t.queries : 0;
-  t.keys = rows ? floats(&scores) / rows : 0;
-  int fits = (place == Py_None || !PyObject_GetBuffer(place, &kept, PyBUF_STRIDES | PyBUF_WRITABLE)) &&
-             l.len == m.len && shrink.len == m.len && last.len == first.len && t.heads * t.queries == rows &&
-             scores.len == rows * t.keys * (long)sizeof(float) && read_kept(&kept, &t);
-  for (long i = 0; i < t.queries && fits; ++i)
-    fits = 0 <= t.first[i] && t.first[i] <= t.last[i] && t.last[i] <= t.keys;
-  if (fits) {
-    Py_BEGIN_ALLOW_THREADS;
-    fold(&t);
-    Py_END_ALLOW_THREADS;
-  }
-  return END("fold", fits, &scores, &m, &l, &shrink, &first, &last, &kept);
-}
+/* Where a result goes; null where there is no room, as nobody wants it. */
+static float *wanted(const Py_buffer *result) { return result->len ? result->buf : NULL; }
 
 static PyObject *py_attend(PyObject *self, PyObject *arguments) {
-  Py_buffer q, k, v, sinks, out, scores, probs, m, l, m_tiles, l_tiles;
-  Token t = {0};
+  Py_buffer q, k, v, sinks, first, last, out, scores, probs, m, l, m_tiles, l_tiles;
+  Attention t = {0};
+  int lost = 0;
   (void)self;
-  if (!PyArg_ParseTuple(arguments, "y*y*y*z*(lllff)w*w*w*w*w*w*w*", &q, &k, &v, &sinks, &t.kv_heads, &t.tile,
-                        &t.first, &t.scale, &t.softcap, &out, &scores, &probs, &m, &l, &m_tiles, &l_tiles))
+  if (!PyArg_ParseTuple(arguments, "y*y*y*z*y*y*(lllff)w*w*w*w*w*w*w*", &q, &k, &v, &sinks, &first, &last,
+                        &t.heads, &t.kv_heads, &t.tile, &t.scale, &t.softcap, &out, &scores, &probs, &m, &l,
+                        &m_tiles, &l_tiles))
     return NULL;
-  t.q = q.buf, t.k = k.buf, t.v = v.buf, t.sinks = sinks.buf, t.out = out.buf, t.scores = scores.buf;
-  t.probs = probs.buf, t.m = m.buf, t.l = l.buf, t.m_tiles = m_tiles.buf, t.l_tiles = l_tiles.buf;
-  t.heads = floats(&m);
-  t.dim = t.heads ? floats(&q) / t.heads : 0;
-  t.keys = t.heads ? floats(&scores) / t.heads : 0;
-  const long size = sizeof(float), tiles = t.tile > 0 ? (t.keys + t.tile - 1) / t.tile : 0;
-  const int fits = t.kv_heads > 0 && t.heads % t.kv_heads == 0 && t.tile > 0 && 0 <= t.first &&
-                   t.first <= t.keys && q.len == t.heads * t.dim * size &&
-                   k.len == t.keys * t.kv_heads * t.dim * size && v.len == k.len && out.len == q.len &&
-                   scores.len == t.heads * t.keys * size && probs.len == scores.len && l.len == m.len &&
-                   m_tiles.len == tiles * t.heads * size && l_tiles.len == m_tiles.len &&
-                   (!sinks.obj || sinks.len == m.len);
+  t.q = q.buf, t.k = k.buf, t.v = v.buf, t.sinks = sinks.buf, t.first = first.buf, t.last = last.buf;
+  t.out = out.buf, t.m = m.buf, t.l = l.buf;
+  t.scores = wanted(&scores), t.probs = wanted(&probs);
+  t.m_tiles = wanted(&m_tiles), t.l_tiles = wanted(&l_tiles);
+  t.tokens = (long)(first.len / (Py_ssize_t)sizeof(int));
+  const long size = sizeof(float), rows = t.tokens * t.heads, numbers = floats(&q);
+  t.dim = rows > 0 ? numbers / rows : 0;
+  t.keys = t.dim && t.kv_heads > 0 ? floats(&k) / (t.kv_heads * t.dim) : 0;
+  const long tiles = t.tile > 0 ? (t.keys + t.tile - 1) / t.tile : 0;
+  const int fits = t.dim > 0 && t.kv_heads > 0 && t.heads % t.kv_heads == 0 && t.tile > 0 &&
+                   q.len == rows * t.dim * size && k.len == t.keys * t.kv_heads * t.dim * size &&
+                   v.len == k.len && out.len == q.len && m.len == rows * size && l.len == m.len &&
+                   last.len == first.len && (!sinks.obj || sinks.len == t.heads * size) &&
+                   (!t.scores || scores.len == rows * t.keys * size) &&
+                   (!t.probs || (probs.len == rows * t.keys * size && t.m_tiles)) &&
+                   (!t.m_tiles || m_tiles.len == tiles * rows * size) &&
+                   (!t.l_tiles || l_tiles.len == tiles * rows * size) &&
+                   are_keys(&t);
   if (fits) {
     Py_BEGIN_ALLOW_THREADS;
-    attend(&t);
+    lost = !attend(&t);
     Py_END_ALLOW_THREADS;
   }
-  return END("attend", fits, &q, &k, &v, &sinks, &out, &scores, &probs, &m, &l, &m_tiles, &l_tiles);
+  if (lost) PyErr_NoMemory();
+  return END("attend", fits && !lost, &q, &k, &v, &sinks, &first, &last, &out, &scores, &probs, &m, &l,
+             &m_tiles, &l_tiles);
 }
 
 static PyObject *py_silu_glu(PyObject *self, PyObject *arguments) {
@@ -204,8 +190,8 @@ static PyObject *py_rotate(PyObject *self, PyObject *arguments) {
 static PyMethodDef methods[] = {
     {"differ", py_differ, METH_O, "differ([(a, b, starts, valid, head_dim, floor, mapped, out, lost), ...])"},
     {"attend", py_attend, METH_VARARGS,
-     "attend(q, k, v, sinks, (kv_heads, tile, first, scale, softcap), out, scores, probs, m, l, m_tiles, l_tiles)"},
-    {"fold", py_fold, METH_VARARGS, "fold(scores, m, l, shrink, first, last, kept)"},
+     "attend(q, k, v, sinks, first, last, (heads, kv_heads, tile, scale, softcap), out, scores, probs, m, l, "
+     "m_tiles, l_tiles)"},
     {"rms_norm", py_rms_norm, METH_VARARGS, "rms_norm(x, gain, eps, out)"},
     {"rotate", py_rotate, METH_VARARGS,
      "rotate(x, cosines, sines, (tokens, heads, dim, pairs), interleaved, out)"},

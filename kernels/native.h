@@ -38,31 +38,21 @@ const Format *format_of(const char *name);
 void multiply(const Format *format, const unsigned char *w, long rows, long columns, const float *x,
               float *sums, float *out);
 
-/* A tile of keys of an online softmax (kernels/softmax.py): scores [heads][queries][keys], of which a query
- * sees those from `first` to before `last` [queries]; m, l, shrink [heads][queries].  `kept` (or null) takes
- * the scores as softmax sees them; its heads and queries are `kept_head` and `kept_query` numbers apart. */
-typedef struct {
-  float *scores, *m, *l, *shrink, *kept;
-  const int *first, *last;
-  long heads, queries, keys, kept_head, kept_query;
-} Tile;
-
-/* Scores become exp(score - m), m and l the state after the tile; shrink what earlier sums are multiplied by. */
-void fold(const Tile *tile);
-
-/* One token's attention: q [heads][dim], k and v [keys][kv_heads][dim], sinks [heads] or null.  It sees the keys
- * from `first` on.  Softmax goes by tiles of `tile` keys; softcap 0 is none. */
+/* Attention: q [tokens][heads][dim], k and v [keys][kv_heads][dim], sinks [heads] or null.  A query sees the keys
+ * from `first` to before `last` [tokens].  Softmax goes by tiles of `tile` keys; softcap 0 is none.  Null may
+ * be `scores`, `l_tiles`, `probs`, and without these `m_tiles`. */
 typedef struct {
   const float *q, *k, *v, *sinks;
-  long heads, kv_heads, keys, dim, tile, first;
+  const int *first, *last;
+  long tokens, heads, kv_heads, keys, dim, tile;
   float scale, softcap;
-  float *out, *scores, *probs; /* [heads][dim], [heads][keys] twice */
-  float *m, *l;                /* [heads] */
-  float *m_tiles, *l_tiles;    /* [tiles][heads] */
-} Token;
+  float *out, *scores, *probs; /* [tokens][heads][dim], [heads][tokens][keys] twice */
+  float *m, *l;                /* [heads][tokens] */
+  float *m_tiles, *l_tiles;    /* [tiles][heads][tokens] */
+} Attention;
 
-/* Everything that attention.py names, on all cores where it is worth it. */
-void attend(const Token *token);
+/* Everything that attention.py names, on all cores where it is worth it; 0 where memory runs out. */
+int attend(const Attention *attention);
 
 /* gate / (1 + exp(-gate)) * up -> out, of `count` numbers each. */
 void silu_glu(const float *gate, const float *up, float *out, long count);

@@ -1,8 +1,7 @@
-/* A tile of keys goes into the online softmax: what `fold` of kernels/softmax.py defines in NumPy. */
+/* A tile of keys goes into the online softmax of a row: what `fold` of kernels/softmax.py defines in NumPy. */
 #include "softmax.h"
 
 #include "exp.h"
-#include "native.h"
 
 /* The largest of some scores and `top`; NaN where one of them is. */
 VECTORISED static float largest(const float *scores, long count, float top) {
@@ -42,13 +41,4 @@ float fold_row(float *scores, long count, long first, long last, float *m, float
   const float shrink = exp_of(before - safe);
   *l = *l * shrink + sum;
   return shrink;
-}
-
-void fold(const Tile *t) {
-  for (long head = 0, row = 0; head < t->heads; ++head)
-    for (long query = 0; query < t->queries; ++query, ++row) {
-      float *const kept = t->kept ? t->kept + head * t->kept_head + query * t->kept_query : 0;
-      t->shrink[row] = fold_row(t->scores + row * t->keys, t->keys, t->first[query], t->last[query],
-                                t->m + row, t->l + row, kept);
-    }
 }

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from . import native
-
 Seen = tuple[np.ndarray, np.ndarray]  # int32 [query]: the first key that it sees, and the one after the last
 # the keys of a tile, their scores [kv_head, group, query, key] (None: no query sees any), and who sees which
 Scored = Iterator[tuple[slice, np.ndarray | None, Seen]]
@@ -62,12 +60,11 @@ def online(
     out = results["out"]
     kv_heads, group, queries, _ = out.shape
     acc = np.zeros(out.shape, out.dtype)
-    take_in = _compiled if native.takes(acc) else fold
     tops = []  # the maximum that each tile of `probs` was made with
     for index, (span, scores, seen) in enumerate(scored):
         kept = results["scores"][..., span] if "scores" in results else None
         if scores is not None:
-            shrink = take_in(scores, seen, m, l, kept)
+            shrink = fold(scores, seen, m, l, kept)
             acc *= shrink
             acc += (scores.reshape(kv_heads, group * queries, -1) @ v_heads[:, span]).reshape(acc.shape)
         elif kept is not None:
@@ -98,15 +95,6 @@ def fold(scores: np.ndarray, seen: Seen, m: np.ndarray, l: np.ndarray, kept: np.
     shrink = np.exp(before - _finite(m))
     l *= shrink
     l += scores.sum(-1, keepdims=True)
-    return shrink
-
-
-def _compiled(
-    scores: np.ndarray, seen: Seen, m: np.ndarray, l: np.ndarray, kept: np.ndarray | None
-) -> np.ndarray:
-    """The same in one pass (softmax.c)."""
-    shrink = np.empty_like(m)
-    native.LIBRARY.fold(scores, m, l, shrink, *seen, kept)
     return shrink
 
 

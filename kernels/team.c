@@ -11,10 +11,8 @@
 #include <unistd.h>
 
 enum { MOST = 16 };      /* threads: past these, memory is what a product waits for */
+enum { LOOKS = 2000 };   /* for a next loop, each a fraction of a microsecond, before a helper goes to sleep */
 enum { OPEN = 1 << 30 }; /* of `state`: helpers may come in; the bits below count those inside */
-#ifndef LOOKS
-#define LOOKS 2000 /* for a next loop, each a fraction of a microsecond, before a helper goes to sleep */
-#endif
 
 static struct {
   Take *take;

@@ -23,46 +23,44 @@ def units(found: np.ndarray, exact: np.ndarray) -> float:
     return float((np.abs(found - exact) / room).max())
 
 
-def fold(scores: np.ndarray, m: float, l: float) -> tuple[float, float, float]:  # noqa: E741
-    """Take one row of scores in; gives m, l and the factor, and changes `scores`."""
-    state = [np.full(1, number, np.float32) for number in (m, l, 0)]
-    edges = np.zeros(1, np.intc), np.full(1, scores.size, np.intc)
-    native.LIBRARY.fold(scores, *state, *edges, None)
-    return tuple(float(number[0]) for number in state)
+def softmax(scores: np.ndarray, tile: int) -> dict[str, np.ndarray]:
+    """One query with just these scores: its head has one number, which is 1."""
+    k = scores.astype(np.float32).reshape(-1, 1, 1)
+    return attention.cpu(np.ones((1, 1, 1), np.float32), k, np.ones_like(k), scale=1.0, tile=tile, want=ALL)
 
 
-def test_exp_of_every_size() -> None:
-    x = np.concatenate([np.linspace(-86.6, 0, 1_000_003), -np.geomspace(1e-30, 1, 1000), [0]]).astype(
-        np.float32
-    )
-    found = x.copy()
-    m, l, _ = fold(found, 0, 0)  # noqa: E741
-    exact = np.exp(x.astype(np.float64))
-    assert units(found, exact) <= 1.5
-    assert m == 0
-    assert l == pytest.approx(exact.sum(), rel=1e-5)
+@pytest.mark.parametrize("tile", [997, 2_000_000])
+def test_exp_of_every_size(tile: int) -> None:
+    x = np.concatenate([[0], np.linspace(-86.6, 0, 1_000_003), -np.geomspace(1e-30, 1, 1000)])
+    found = softmax(x, tile)
+    exact = np.exp(x.astype(np.float32).astype(np.float64))
+    assert found["m"].item() == 0
+    assert found["l"].item() == pytest.approx(exact.sum(), rel=1e-5)
+    # exp, and by one rounding each the quotient 1 / l and the product with it
+    assert units(found["probs"].ravel(), exact / found["l"].item()) <= 3
 
 
 @pytest.mark.parametrize("score", [-87, -104, -1e30, -np.inf])
 def test_exp_far_below_zero_is_nothing(score: float) -> None:
-    found = np.full(9, score, np.float32)
-    fold(found, 0, 0)
-    assert (np.abs(found) < 1e-37).all()
+    found = softmax(np.array([0, *9 * [score]]), 4)
+    assert (found["probs"].ravel()[1:] < 1e-37).all()
+    assert found["l"] == 1
 
 
 def test_a_row_that_has_seen_nothing() -> None:
-    scores = np.full(5, -np.inf, np.float32)
-    assert fold(scores, -np.inf, 0) == (-np.inf, 0, 0)
-    assert not scores.any()
+    found = softmax(np.array([*5 * [-np.inf], 2, -np.inf]), 3)
+    np.testing.assert_array_equal(found["m_tiles"].ravel(), [-np.inf, 2, 2])
+    np.testing.assert_array_equal(found["l_tiles"].ravel(), [0, 1, 1])
+    np.testing.assert_array_equal(found["probs"].ravel(), [0, 0, 0, 0, 0, 1, 0])
 
 
 @pytest.mark.parametrize("place", [0, 7, 16])
 def test_nan_is_not_lost_in_the_maximum(place: int) -> None:
     scores = draw(0, 17)
     scores[place] = np.nan
-    state = fold(scores, 1, 1)
-    assert np.isnan(state).all()
-    assert np.isnan(scores).all()
+    found = softmax(scores, 17)
+    assert np.isnan(found["probs"]).all()
+    assert np.isnan([found["m"], found["l"]]).all()
 
 
 def test_silu_of_every_size() -> None:
@@ -172,25 +170,16 @@ def test_rope(tokens: int, heads: int, half: int, rest: int, pairing: str) -> No
 
 
 F = np.float32
-ROW, EDGE = np.zeros(4, F), np.zeros(1, np.intc)
+ROW = np.zeros(4, F)
 MISFITS = {
-    "a row is missing": lambda c: c.fold(
-        np.zeros(7, F), *3 * [np.zeros(2, F)], *2 * [np.zeros(2, np.intc)], None
-    ),
-    "more keys than scores": lambda c: c.fold(ROW, *3 * [np.zeros(1, F)], EDGE, EDGE + 5, None),
-    "ends before it begins": lambda c: c.fold(ROW, *3 * [np.zeros(1, F)], EDGE + 3, EDGE + 2, None),
-    "no room for the scores": lambda c: c.fold(
-        ROW, *3 * [np.zeros(1, F)], EDGE, EDGE + 4, np.zeros((1, 1, 1, 3), F)
-    ),
-    "a place of two axes": lambda c: c.fold(ROW, *3 * [np.zeros(1, F)], EDGE, EDGE + 4, np.zeros((1, 4), F)),
-    "columns far apart": lambda c: c.fold(
-        ROW, *3 * [np.zeros(1, F)], EDGE, EDGE + 4, np.zeros((1, 1, 1, 8), F)[..., ::2]
-    ),
-    "a missing value": lambda c: c.attend(*token(v=np.zeros(7, F))),
-    "no tile": lambda c: c.attend(*token(options=(1, 0, 0, 1.0, 0.0))),
-    "begins after the end": lambda c: c.attend(*token(options=(1, 2, 3, 1.0, 0.0))),
-    "three heads on two": lambda c: c.attend(*token(options=(2, 2, 0, 1.0, 0.0))),
-    "sinks of other heads": lambda c: c.attend(*token(sinks=np.zeros(2, F))),
+    "a key that is not there": lambda c: c.attend(*attended(last=3)),
+    "ends before it begins": lambda c: c.attend(*attended(first=2, last=1)),
+    "probs without their maxima": lambda c: c.attend(*attended(m_tiles=0)),
+    "no room for the scores": lambda c: c.attend(*attended(scores=1)),
+    "a missing value": lambda c: c.attend(*attended(v=7)),
+    "no tile": lambda c: c.attend(*attended(tile=0)),
+    "a head on two": lambda c: c.attend(*attended(heads=1, kv_heads=2)),
+    "sinks of other heads": lambda c: c.attend(*attended(sinks=2)),
     "a short gate": lambda c: c.silu_glu(np.zeros(3, F), ROW, ROW),
     "a long gain": lambda c: c.rms_norm(ROW, np.zeros(3, F), 0.0, ROW),
     "no gain": lambda c: c.rms_norm(ROW, np.zeros(0, F), 0.0, ROW),
@@ -201,19 +190,19 @@ MISFITS = {
 }
 
 
-def token(
-    v: np.ndarray | None = None,
-    sinks: np.ndarray | None = None,
-    options: tuple[int, int, int, float, float] = (1, 2, 0, 1.0, 0.0),
+def attended(
+    *, heads: int = 1, kv_heads: int = 1, tile: int = 2, first: int = 0, last: int = 2, **sizes: int
 ) -> list[object]:
-    """What `attend` takes for one head of 4 numbers and two keys."""
-    keys = np.zeros(8, F)
-    one = [np.zeros(size, F) for size in (4, 2, 2, 1, 1, 1, 1)]
-    return [np.zeros(4, F), keys, keys if v is None else v, sinks, options, *one]
+    """What `attend` takes for one head of 4 numbers and two keys; `sizes` of arrays that are to be wrong."""
+    fitting = {"q": 4, "k": 8, "v": 8, "sinks": 1}
+    results = {"out": 4, "scores": 2, "probs": 2, "m": 1, "l": 1, "m_tiles": 1, "l_tiles": 1}
+    given, made = ([np.zeros(sizes.get(n, size), F) for n, size in d.items()] for d in (fitting, results))
+    edges = [np.full(1, edge, np.intc) for edge in (first, last)]
+    return [*given, *edges, (heads, kv_heads, tile, 1.0, 0.0), *made]
 
 
 @pytest.mark.parametrize("why", MISFITS)
 def test_arrays_that_do_not_fit_are_refused(why: str) -> None:
-    native.LIBRARY.attend(*token())
+    native.LIBRARY.attend(*attended())
     with pytest.raises(ValueError, match="do not fit together"):
         MISFITS[why](native.LIBRARY)
