@@ -4,11 +4,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import pairwise
+from operator import itemgetter
 
 import numpy as np
 
 from .layout import Layout
 from .names import Key
+
+
+Part = tuple[list[int], list[dict[Key, np.ndarray]]]  # steps, and what each of them has
 
 
 class Stage:
@@ -29,14 +33,20 @@ class Stage:
 
     def runs(self, keys: Iterable[Key]) -> Iterator[tuple[Key, list[int], list[np.ndarray]]]:
         """The tensors in runs of steps whose rows are neighbours in the file: the steps, and their arrays."""
-        last: list[int] = []
+        parts: dict[tuple[int, ...], list[Part]] = {}
+        always = set.intersection(*map(set, self.kept.values())) if self.kept else set()
+        every = tuple(self.kept)
         for key in keys:
-            steps = [step for step, arrays in self.kept.items() if key in arrays]
-            if steps != last:  # most tensors have the same steps as the one before
-                last, bounds = steps, neighbours(self._layout, steps)
-            for first, end in pairwise(bounds) if steps else ():
-                here = steps[first:end]
-                yield key, here, [self.kept[step][key] for step in here]
+            steps = every if key in always else tuple(s for s, arrays in self.kept.items() if key in arrays)
+            if steps not in parts:  # most tensors have the same steps
+                parts[steps] = self._parts(list(steps))
+            for here, arrays in parts[steps]:
+                yield key, here, [*map(itemgetter(key), arrays)]
+
+    def _parts(self, steps: list[int]) -> list[Part]:
+        """Those of some steps whose rows are neighbours."""
+        bounds = neighbours(self._layout, steps) if steps else []
+        return [(steps[a:b], [self.kept[step] for step in steps[a:b]]) for a, b in pairwise(bounds)]
 
 
 def neighbours(layout: Layout, steps: list[int]) -> list[int]:
