@@ -76,7 +76,7 @@ def cpu(
     def attend_to(rows: slice) -> None:
         seen_here = seen[0][rows], seen[1][rows]
         if compiled:
-            scored = iter([(slice(keys), scores[:, :, rows], seen_here)])
+            scored: Scored = iter([(slice(keys), scores[:, :, rows], seen_here)])
         else:
             # [kv_head, group * query, dim]: one product serves all the query heads of a KV head
             block = (q[rows] * q.dtype.type(scale)).reshape(-1, kv_heads, group, dim).transpose(1, 2, 0, 3)

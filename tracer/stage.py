@@ -11,7 +11,6 @@ import numpy as np
 from .layout import Layout
 from .names import Key
 
-
 Part = tuple[list[int], list[dict[Key, np.ndarray]]]  # steps, and what each of them has
 
 
