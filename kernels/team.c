@@ -11,8 +11,10 @@
 #include <unistd.h>
 
 enum { MOST = 16 };      /* threads: past these, memory is what a product waits for */
-enum { LOOKS = 2000 };   /* for a next loop, each a fraction of a microsecond, before a helper goes to sleep */
 enum { OPEN = 1 << 30 }; /* of `state`: helpers may come in; the bits below count those inside */
+#ifndef LOOKS
+#define LOOKS 2000 /* for a next loop, each a fraction of a microsecond, before a helper goes to sleep */
+#endif
 
 static struct {
   Take *take;
@@ -77,7 +79,7 @@ static void forget(void) {
   pthread_cond_init(&wake, NULL);
 }
 
-static int cores(void) {
+int cores(void) {
 #ifdef __linux__
   cpu_set_t set;
   if (!sched_getaffinity(0, sizeof set, &set)) return CPU_COUNT(&set);

@@ -8,9 +8,11 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "../kernels/team.h"
 #include "xxh3.h"
 
-enum { PIECES = 256, CHUNK = 1 << 21 }; /* rows and bytes of one pwritev */
+enum { PIECES = 256, CHUNK = 1 << 20 }; /* rows and bytes of one pwritev */
+enum { SPARE = 4 }; /* cores from which on a helper sums: of fewer, an engine on the CPU needs every one */
 
 /* Rows that lie side by side in the file from `at` on: the next `count` of all. */
 typedef struct {
@@ -46,16 +48,37 @@ static void reserve(int fd, off_t at, size_t size) {
 #endif
 }
 
-/* Writes a long row chunk by chunk, each summed first. */
+/* A chunk of a long row, on its way. */
+typedef struct {
+  int fd;
+  struct iovec bytes;
+  off_t at;
+  Xxh3 *sum;
+  size_t end; /* in the row */
+  int *error;
+} Chunk;
+
+/* Its two items: that it is written, and that it is summed. */
+static void take_chunk(const void *loop, long first, long end) {
+  const Chunk *const chunk = loop;
+  if (first == 0) {
+    struct iovec bytes = chunk->bytes;
+    *chunk->error = write_all(chunk->fd, &bytes, 1, chunk->at);
+  }
+  if (end == 2) xxh3_add(chunk->sum, chunk->end);
+}
+
+/* Writes a long row chunk by chunk, summed by a helper meanwhile or at once after, while it is in the cache. */
 static int write_long(int fd, struct iovec row, off_t at, uint64_t *sum) {
   Xxh3 running = xxh3_begin(row.iov_base, row.iov_len);
+  const long share = cores() < SPARE ? 2 : 1;
   int error = 0;
   reserve(fd, at, row.iov_len);
   for (size_t first = 0; first < row.iov_len && !error; first += CHUNK) {
     const size_t size = row.iov_len - first < CHUNK ? row.iov_len - first : CHUNK;
-    struct iovec bytes = {(char *)row.iov_base + first, size};
-    xxh3_add(&running, first + size); /* brings it into the cache */
-    error = write_all(fd, &bytes, 1, at + (off_t)first);
+    const struct iovec bytes = {(char *)row.iov_base + first, size};
+    const Chunk chunk = {fd, bytes, at + (off_t)first, &running, first + size, &error};
+    share_out(take_chunk, &chunk, 2, share);
   }
   *sum = xxh3_end(&running);
   return error;
