@@ -3,8 +3,7 @@
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/record.py --out benchmarks/results/record
 
 Writes OUT.json and OUT.md.  Both sides of every ratio run in turn, in one process; the best time of each
-counts, as whatever else the machine does only ever adds.  The last part needs the `torch`
-extra.
+counts, as whatever else the machine does only ever adds.  The last part needs the `torch` extra.
 """
 
 import argparse
@@ -17,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -114,8 +114,8 @@ def against_nothing(run: Run, folder: Path, repeat: int) -> list[Row]:
             row(f"{what} of {count} tokens, everything recorded / nothing", ours, other, goal, bytes=size)
         )
         if what == "prefill":
-            beside = lambda n=size: _beside(run, folder, n)  # noqa: E731
-            both, alone = best(repeat, beside, lambda: run.plain(PREFILL, 1), at_hand=AT_HAND)
+            sides = partial(_beside, run, folder, size), partial(run.plain, PREFILL, 1)
+            both, alone = best(repeat, *sides, at_hand=AT_HAND)
             name = f"the floor: {what} beside a thread that writes as many bytes to a plain file / alone"
             rows.append(row(name, both, alone, None, bytes=size))
     return rows
@@ -187,8 +187,8 @@ def _write_rows(
                     file.write(array)
         return time.perf_counter() - start
 
-    plainly = (lambda: plain(-1)), (lambda: plain(1 << 20))
-    ours, other, gathered = best(repeat, trace, *plainly, at_hand=AT_HAND)
+    sides = trace, partial(plain, -1), partial(plain, 1 << 20)
+    ours, other, gathered = best(repeat, *sides, at_hand=AT_HAND)
     return [
         row(f"{what}: trace / plain file", ours, other, 1.5, bytes=total),
         row(f"{what}: trace / plain file that gathers 1 MB at a time", ours, gathered, None, bytes=total),
