@@ -105,7 +105,8 @@ def _compiled(
     made = {"out", "m", "l", *want} | ({"m_tiles"} if "probs" in want else set())
     results = _allocate(q.dtype, tokens, heads, dim, keys, tile, made)
     places = [results.get(name, np.empty(0, q.dtype)) for name in ("out", *EXTRAS)]
-    native.LIBRARY.attend(q, k, v, sinks, *seen, (heads, kv_heads, tile, scale, softcap or 0), *places)
+    options = (heads, kv_heads, min(tile, keys), scale, softcap or 0)
+    native.LIBRARY.attend(q, k, v, sinks, *seen, options, *places)
     return {name: array for name, array in results.items() if name == "out" or name in want}
 
 

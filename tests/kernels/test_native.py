@@ -121,6 +121,14 @@ def test_attention_over_many_keys(tokens: int) -> None:
     assert all(np.array_equal(again[name], array) for name, array in found.items())
 
 
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_a_tile_far_larger_than_the_keys_takes_no_memory(tokens: int) -> None:
+    q, k, v = draw(0, tokens, 4, 16), draw(1, 9, 2, 16), draw(2, 9, 2, 16)
+    whole = attention.cpu(q, k, v, scale=0.3, tile=9, want=ALL)
+    for name, array in attention.cpu(q, k, v, scale=0.3, tile=1 << 60, want=ALL).items():
+        np.testing.assert_array_equal(array, whole[name], err_msg=name)
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_far_negative_scores_behind_a_window(
