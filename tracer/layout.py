@@ -1,6 +1,7 @@
 """Where each tensor of each step lies in a trace: the one account of it for writing and for reading."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -85,6 +86,12 @@ class Layout:
     def joined_row(self, step: int) -> int:
         """Where the first recorded row of a step comes among those of all steps."""
         return self._first[step]
+
+    def neighbours(self, steps: list[int]) -> list[list[int]]:
+        """Recorded decode steps in runs whose rows follow each other."""
+        rows = [(self.joined_row(step), self.decode_row(step)) for step in steps]
+        breaks = [0, *(np.flatnonzero((np.diff(rows, axis=0) != 1).any(1)) + 1).tolist(), len(steps)]
+        return [steps[first:end] for first, end in pairwise(breaks)]
 
     def datasets(self, spec: TensorSpec) -> list[Place]:
         """A place in each dataset of a tensor."""

@@ -65,3 +65,31 @@ def unpack(block: np.ndarray, places: Places) -> Iterator[tuple[Key, np.ndarray]
     for key, place in places.items():
         part = block[..., place.span]
         yield key, part.view(place.dtype).reshape(*block.shape[:-1], *place.shape)
+
+
+def convert(block: np.ndarray, places: Places, others: Places, size: int) -> np.ndarray:
+    """A block of `size` bytes with the tensors that have `others` as their places, of the types there."""
+    made, given = np.empty(size, np.uint8), dict(unpack(block, places))
+    with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite there
+        for key, room in unpack(made, others):
+            room[...] = given[key]
+    return made
+
+
+@dataclass(frozen=True)
+class PackedStep:
+    """A decode step and its block, itself `Pending`."""
+
+    index: int
+    block: Pending
+    places: Places
+
+    @property
+    def nbytes(self) -> int:
+        return self.block.nbytes
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.block)
+
+    def release(self) -> None:
+        self.block.release()

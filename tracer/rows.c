@@ -1,23 +1,26 @@
-/* The Python module `_rows`: writes and checksums rows of many tensors in one call (tracer/rows.py). */
+/* The Python module `_rows`: packs a step's arrays (tracer/pack.py), writes and checksums rows (tracer/rows.py). */
 #define _GNU_SOURCE
 #define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include "../kernels/team.h"
 #include "xxh3.h"
 
+enum { AXES = 8 };                      /* of an array that is packed here */
 enum { PIECES = 256, CHUNK = 1 << 20 }; /* rows and bytes of one pwritev */
 enum { SPARE = 4 }; /* cores from which on a helper sums: of fewer, an engine on the CPU needs every one */
 
-/* Rows that lie side by side in the file from `at` on: the next `count` of all. */
+/* Where an array belongs in a block: it begins at byte `at` and has room for `room` items along its `axes`.
+ * `kind` is the items' type as Python's buffers name it, `fill` the byte that shows where there are none. */
 typedef struct {
-  int64_t at, count;
-} Run;
+  int64_t at, kind, fill, axes, room[AXES];
+} Spot;
 
 /* Rows that lie `begin` bytes into each block, `size` bytes long, and side by side in the file from `at` on. */
 typedef struct {
@@ -84,33 +87,26 @@ static int write_long(int fd, struct iovec row, off_t at, uint64_t *sum) {
   return error;
 }
 
-/* Writes a run; `sums` takes the rows' checksums, `every` of them apart. */
-static int write_run(int fd, const struct iovec *rows, Run run, uint64_t *sums, int64_t every) {
+/* Writes rows side by side from `at` on; `sums` takes their checksums, `every` of them apart. */
+static int write_rows(int fd, const struct iovec *rows, int64_t n, off_t at, uint64_t *sums, int64_t every) {
   int error = 0;
-  for (int64_t i = 0; i < run.count && !error;) {
+  for (int64_t i = 0; i < n && !error;) {
     struct iovec pieces[PIECES];
     int count = 0;
     int64_t size = 0;
-    for (; i < run.count && count < PIECES && size + (int64_t)rows[i].iov_len <= CHUNK; ++i) {
+    for (; i < n && count < PIECES && size + (int64_t)rows[i].iov_len <= CHUNK; ++i) {
       pieces[count++] = rows[i];
       sums[i * every] = xxh3(rows[i].iov_base, rows[i].iov_len); /* brings it into the cache */
       size += (int64_t)rows[i].iov_len;
     }
-    if (count) error = write_all(fd, pieces, count, run.at);
+    if (count) error = write_all(fd, pieces, count, at);
     else {
       size = (int64_t)rows[i].iov_len;
-      error = write_long(fd, rows[i], run.at, sums + i * every);
+      error = write_long(fd, rows[i], at, sums + i * every);
       ++i;
     }
-    run.at += size;
+    at += size;
   }
-  return error;
-}
-
-static int write_runs(int fd, const Run *runs, int64_t n, const struct iovec *rows, uint64_t *sums) {
-  int error = 0;
-  for (int64_t r = 0; r < n && !error; rows += runs[r].count, sums += runs[r].count, ++r)
-    error = write_run(fd, rows, runs[r], sums, 1);
   return error;
 }
 
@@ -123,9 +119,32 @@ static int write_columns(int fd, const Column *columns, int64_t n, struct iovec 
       rows[s].iov_base = (char *)rows[s].iov_base + (columns[i].begin - before);
       rows[s].iov_len = (size_t)columns[i].size;
     }
-    error = write_run(fd, rows, (Run){columns[i].at, steps}, sums + i, n);
+    error = write_rows(fd, rows, steps, columns[i].at, sums + i, n);
   }
   return error;
+}
+
+/* Copies an array of `size` items along its axes into its room; 0 where more than one axis is shorter. */
+static int lay(char *to, const char *from, const int64_t *size, const Spot *spot, size_t item) {
+  size_t outer = 1, part = item, whole = item;
+  int axis = (int)spot->axes;
+  while (axis > 0 && size[axis - 1] == spot->room[axis - 1]) part *= (size_t)size[--axis];
+  whole = part;
+  if (axis > 0) {
+    --axis;
+    whole *= (size_t)spot->room[axis];
+    part *= (size_t)size[axis];
+  }
+  while (axis > 0) {
+    --axis;
+    if (size[axis] != spot->room[axis]) return 0;
+    outer *= (size_t)size[axis];
+  }
+  for (; outer; --outer, to += whole, from += part) {
+    memcpy(to, from, part);
+    memset(to + part, (int)spot->fill, whole - part);
+  }
+  return 1;
 }
 
 /* ---- Python */
@@ -172,26 +191,19 @@ static PyObject *answer(int fits, int error) {
   Py_RETURN_NONE;
 }
 
-static PyObject *py_write_runs(PyObject *self, PyObject *arguments) {
-  PyObject *list;
-  Py_buffer runs, sums;
-  int fd, error = 0;
+static PyObject *py_write_row(PyObject *self, PyObject *arguments) {
+  Py_buffer row;
+  long long at;
+  uint64_t sum = 0;
+  int fd, error;
   (void)self;
-  if (!PyArg_ParseTuple(arguments, "iy*Ow*", &fd, &runs, &list, &sums)) return NULL;
-  Buffers rows = take(list);
-  const int64_t n = runs.len / (int64_t)sizeof(Run);
-  int64_t counted = 0;
-  for (int64_t r = 0; r < n; ++r) counted += ((Run *)runs.buf)[r].count;
-  const int fits = counted == rows.count && sums.len == 8 * rows.count;
-  if (fits) {
-    Py_BEGIN_ALLOW_THREADS;
-    error = write_runs(fd, runs.buf, n, rows.rows, sums.buf);
-    Py_END_ALLOW_THREADS;
-  }
-  if (rows.count >= 0) let_go(&rows, rows.count);
-  PyBuffer_Release(&runs);
-  PyBuffer_Release(&sums);
-  return rows.count < 0 ? NULL : answer(fits, error);
+  if (!PyArg_ParseTuple(arguments, "iLy*", &fd, &at, &row)) return NULL;
+  const struct iovec bytes = {row.buf, (size_t)row.len};
+  Py_BEGIN_ALLOW_THREADS;
+  error = write_rows(fd, &bytes, 1, at, &sum, 1);
+  Py_END_ALLOW_THREADS;
+  PyBuffer_Release(&row);
+  return error ? answer(1, error) : PyLong_FromUnsignedLongLong(sum);
 }
 
 static PyObject *py_write_columns(PyObject *self, PyObject *arguments) {
@@ -219,8 +231,52 @@ static PyObject *py_write_columns(PyObject *self, PyObject *arguments) {
   return blocks.count < 0 ? NULL : answer(fits, error);
 }
 
+/* Packs one array; 0 where it is not of the size and type that the spot is for, and left to NumPy. */
+static int pack_one(PyObject *array, const Spot *spot, const int64_t *size, const Py_buffer *block) {
+  Py_buffer view;
+  if (PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) {
+    PyErr_Clear();
+    return 0;
+  }
+  int fits = view.ndim == spot->axes && view.ndim <= AXES && view.format[0] == spot->kind && !view.format[1];
+  int64_t end = spot->at + view.itemsize;
+  for (int axis = 0; fits && axis < view.ndim; ++axis) {
+    fits = view.shape[axis] == size[axis] && size[axis] <= spot->room[axis];
+    end = spot->at + (end - spot->at) * spot->room[axis];
+  }
+  fits = fits && spot->at >= 0 && end <= block->len;
+  fits = fits && lay((char *)block->buf + spot->at, view.buf, size, spot, (size_t)view.itemsize);
+  PyBuffer_Release(&view);
+  return fits;
+}
+
+static PyObject *py_pack(PyObject *self, PyObject *arguments) {
+  PyObject *list;
+  Py_buffer spots, sizes, block;
+  (void)self;
+  if (!PyArg_ParseTuple(arguments, "Oy*y*w*", &list, &spots, &sizes, &block)) return NULL;
+  PyObject *left = PyList_New(0);
+  const Py_ssize_t n = PyList_Size(list);
+  const Spot *spot = spots.buf;
+  const int64_t *size = sizes.buf;
+  int good = left && n >= 0 && spots.len == n * (Py_ssize_t)sizeof *spot && sizes.len == n * AXES * (Py_ssize_t)sizeof *size;
+  if (!good && !PyErr_Occurred()) answer(0, 0);
+  for (Py_ssize_t i = 0; good && i < n; ++i, ++spot, size += AXES)
+    if (!pack_one(PyList_GetItem(list, i), spot, size, &block)) {
+      PyObject *number = PyLong_FromSsize_t(i);
+      good = number && !PyList_Append(left, number);
+      Py_XDECREF(number);
+    }
+  PyBuffer_Release(&spots);
+  PyBuffer_Release(&sizes);
+  PyBuffer_Release(&block);
+  if (!good) Py_CLEAR(left);
+  return left;
+}
+
 static PyMethodDef methods[] = {
-    {"write_runs", py_write_runs, METH_VARARGS, "write_runs(fd, runs, rows, sums)"},
+    {"pack", py_pack, METH_VARARGS, "pack(arrays, spots, sizes, block) -> the numbers of those left over"},
+    {"write_row", py_write_row, METH_VARARGS, "write_row(fd, offset, row) -> its checksum"},
     {"write_columns", py_write_columns, METH_VARARGS, "write_columns(fd, columns, blocks, sums)"},
     {NULL, NULL, 0, NULL},
 };

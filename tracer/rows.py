@@ -1,43 +1,46 @@
-"""Writing rows of many tensors, and their checksums.
+"""Packing arrays into blocks, and writing rows of many blocks with their checksums.
 
-Compiled (`rows.c`) where the package was built with a C compiler: it takes the interpreter once for all rows,
-which leaves it to the engine that runs meanwhile.
+Compiled (`rows.c`) where the package was built with a C compiler: all arrays or rows are then one call, which
+leaves the interpreter to the engine that runs meanwhile.
 """
 
 import errno
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from ..kernels.native import compiled
 
+AXES = 8  # of an array that `pack` takes
 IOV_MAX = 1024  # pieces of one write: Linux takes no more
 CHUNK = 1 << 20  # bytes written at a time: the checksum has brought them into the core's cache
-
-Row = np.ndarray | memoryview  # contiguous, and a buffer to Python
-
-
-class Run(NamedTuple):
-    """Rows that lie side by side in the file from byte `offset` on."""
-
-    offset: int
-    rows: Sequence[Row]
-
 
 LIBRARY: Any = compiled("_rows", __package__)
 
 
-def write_runs(fd: int, runs: Sequence[Run]) -> np.ndarray:
-    """Write them; gives the XXH3-64 of every row, uint64 [row].  OSError where the disk is full."""
-    rows = [row for run in runs for row in run.rows]
-    if LIBRARY is None:
-        return np.array([sum for run in runs for sum in _write_run(fd, run)], np.uint64)
-    sums = np.empty(len(rows), np.uint64)
-    LIBRARY.write_runs(fd, np.array([(run.offset, len(run.rows)) for run in runs], np.int64), rows, sums)
-    return sums
+def pack(arrays: list[np.ndarray], spots: np.ndarray, sizes: np.ndarray, block: np.ndarray) -> Sequence[int]:
+    """Copy arrays into a block of bytes; gives the numbers of those that are left to NumPy.
+
+    `spots` int64 [array, 4 + AXES]: the byte where the array's room begins, its type as `ord` of NumPy's
+    character for it, the byte that fills what it leaves free, its axes, and the room along each; `sizes`
+    int64 [array, AXES] is what it takes of that.  Left over is what has another type or other sizes.
+    """
+    return range(len(arrays)) if LIBRARY is None else LIBRARY.pack(arrays, spots, sizes, block)
+
+
+def write_row(fd: int, offset: int, row: memoryview) -> int:
+    """Write bytes; gives their XXH3-64.  OSError where the disk is full."""
+    if LIBRARY is not None:
+        return LIBRARY.write_row(fd, offset, row)
+    digest = xxhash.xxh3_64()
+    for first in range(0, len(row), CHUNK):
+        chunk = row[first : first + CHUNK]
+        digest.update(chunk)
+        write_all(fd, [chunk], offset + first)
+    return digest.intdigest()
 
 
 def write_columns(fd: int, columns: np.ndarray, blocks: Sequence[np.ndarray]) -> np.ndarray:
@@ -46,33 +49,21 @@ def write_columns(fd: int, columns: np.ndarray, blocks: Sequence[np.ndarray]) ->
     `columns` int64 [tensor, 3]: where a tensor's rows begin in every block, the bytes of a row, and where in
     the file the first block's lies, the others' behind it.
     """
+    sums = np.empty((len(blocks), len(columns)), np.uint64)
     if LIBRARY is not None:
-        sums = np.empty((len(blocks), len(columns)), np.uint64)
         LIBRARY.write_columns(fd, columns, list(blocks), sums)
         return sums
     views = [memoryview(block) for block in blocks]
-    runs = [
-        Run(offset, [view[begin : begin + size] for view in views])
-        for begin, size, offset in columns.tolist()
-    ]
-    return write_runs(fd, runs).reshape(len(columns), len(blocks)).T
+    for number, (begin, size, offset) in enumerate(columns.tolist()):
+        rows = [view[begin : begin + size] for view in views]
+        write_all(fd, rows, offset)
+        sums[:, number] = [*map(xxhash.xxh3_64_intdigest, rows)]
+    return sums
 
 
-def _write_run(fd: int, run: Run) -> list[int]:
-    if len(run.rows) != 1:
-        write_all(fd, run.rows, run.offset)
-        return [*map(xxhash.xxh3_64_intdigest, run.rows)]
-    data, digest = memoryview(run.rows[0]).cast("B"), xxhash.xxh3_64()
-    for first in range(0, len(data), CHUNK):
-        chunk = data[first : first + CHUNK]
-        digest.update(chunk)
-        write_all(fd, [chunk], run.offset + first)
-    return [digest.intdigest()]
-
-
-def write_all(fd: int, rows: Sequence[Row], offset: int) -> None:
+def write_all(fd: int, rows: Sequence[memoryview], offset: int) -> None:
     """Write rows side by side from `offset` on; OSError where the disk is full."""
-    size = sum(row.nbytes for row in rows)
+    size = sum(map(len, rows))
     while size:
         written = os.pwritev(fd, rows[:IOV_MAX], offset)
         if written == 0:
@@ -81,12 +72,12 @@ def write_all(fd: int, rows: Sequence[Row], offset: int) -> None:
         rows = _end(rows, size)
 
 
-def _end(rows: Sequence[Row], size: int) -> list[Row]:
+def _end(rows: Sequence[memoryview], size: int) -> list[memoryview]:
     """The last `size` bytes of `rows`."""
-    kept: list[Row] = []
+    kept: list[memoryview] = []
     for row in reversed(rows if size else ()):
         if not size:
             break
-        kept.append(memoryview(row).cast("B")[-size:])
-        size -= kept[-1].nbytes
+        kept.append(row[-size:])
+        size -= len(kept[-1])
     return kept[::-1]

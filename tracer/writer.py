@@ -10,7 +10,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,9 +22,9 @@ from .errors import TraceError
 from .format import ROW_AXES, Header, Step, TensorSpec, numpy_dtype
 from .layout import Layout
 from .names import Key
-from .packed import Pending, Place, Places, let_go
-from .rows import Row, Run, write_all, write_columns, write_runs
-from .stage import Stage, as_stored, neighbours, padded
+from .pack import Form, misshapen
+from .packed import PackedStep, Pending, Places, convert, lay_out, let_go
+from .rows import write_all, write_columns, write_row
 from .structure import PIECE_BYTES, Slot, create
 
 BUFFER_BYTES = 256 << 20  # of arrays that wait for the writer thread
@@ -32,8 +32,7 @@ FLUSH_SECONDS = 0.25  # decode steps are gathered this long: their rows are neig
 FLUSH_BYTES = 64 << 20  # and no more of them than this
 MARK_AT_ONCE = 64 * 1024  # bytes: pieces this large are marked as written without waiting for the step's end
 
-Gathered = tuple[Key, list[int], list[np.ndarray]]  # a tensor, steps, and what each of them has of it
-Neighbours = tuple[Key, list[int], list[Row]]  # the same as rows that lie side by side in the file
+Arrays = dict[Key, np.ndarray]
 
 
 class TraceWriter:
@@ -64,11 +63,10 @@ class TraceWriter:
         self._column = {key: i for i, key in enumerate(self.tensors)}
         self._checksums = np.zeros((len(self.steps), len(self.tensors)), np.uint64)
         self._flushed = 0
-        self._stage = Stage(self._layout)  # the decode steps since the last flush
-        self._blocks: dict[int, Pending] = {}  # the same of an engine that hands over whole steps
-        self._places: Places = {}
-        self._in_blocks: _InBlocks
-        self._shapes: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
+        self._kept: defaultdict[int, Arrays] = defaultdict(dict)  # of decode steps that have not ended
+        self._form: Form | None = None
+        self._packed: list[PackedStep] = []  # the decode steps since the last flush
+        self._columns = _Columns({}, {}, {}, {})
         self._ended: list[int] = []
         self._last_flush = time.monotonic()
         self.bytes_written = 0
@@ -84,28 +82,28 @@ class TraceWriter:
 
     def write(self, step: int, key: Key, array: np.ndarray | Pending) -> None:
         """Record `array`, shaped as the tensor's axes say, all tokens of the step included."""
-        if self._decodes[step] and self._counts[step] and isinstance(array, np.ndarray):
-            self._stage.kept[step][key] = array  # for a step's 600 tensors, every line here counts
-        elif key not in self.tensors or not self._counts[step]:
+        if key not in self.tensors or not self._counts[step]:
             let_go(array)
-        elif self._decodes[step]:
-            self._stage.kept[step][key] = np.array(array)
-            let_go(array)
-        else:
+        elif not self._decodes[step]:
             soon = not isinstance(array, np.ndarray)  # a GPU's buffer is wanted back
             self._put(self._select_and_store, step, key, array, nbytes=array.nbytes, soon=soon)
+        elif isinstance(array, np.ndarray):
+            self._kept[step][key] = array
+        else:
+            self._kept[step][key] = np.array(array)
+            let_go(array)
 
     def write_packed(self, step: int, block: Pending, places: Places) -> None:
         """Record a whole decode step that lies in one block; `places` are the same in every step."""
         if self._counts[step]:
-            self._put(self._keep_block, step, block, places, nbytes=block.nbytes)
+            self._packed.append(PackedStep(step, block, places))
         else:
             let_go(block)
 
     def write_recorded(self, step: int, key: Key, array: np.ndarray) -> None:
         """Record `array` that holds just the step's recorded rows already (of another trace)."""
         if self._decodes[step]:
-            self._stage.kept[step][key] = array
+            self._kept[step][key] = array
         else:
             self._put(self._store, step, key, array, nbytes=array.nbytes, soon=False)
 
@@ -124,8 +122,9 @@ class TraceWriter:
     def end_step(self, step: int) -> None:
         """Everything of `step` was handed over: it counts as flushed once the writer gets here."""
         self._ended.append(step)
+        self._pack()
         waited = time.monotonic() - self._last_flush
-        if not self._decodes[step] or waited > FLUSH_SECONDS or self._stage.nbytes > FLUSH_BYTES:
+        if not self._decodes[step] or waited > FLUSH_SECONDS or self._packed_bytes > FLUSH_BYTES:
             self._hand_over()
         self._raise_failed()
 
@@ -163,11 +162,26 @@ class TraceWriter:
 
     # ---- gathering decode steps
 
+    def _pack(self) -> None:
+        """Put each step's arrays into a block."""
+        for step, arrays in self._kept.items():
+            keys = list(arrays)
+            if self._form is None or self._form.keys != keys:
+                self._form = Form(keys, [self.tensors[key] for key in keys], self._layout)
+            block = self._form.pack(step, list(arrays.values()))
+            self._packed.append(PackedStep(step, block, self._form.places))
+        self._kept.clear()
+
+    @property
+    def _packed_bytes(self) -> int:
+        return sum(step.nbytes for step in self._packed)
+
     def _hand_over(self) -> None:
         """Have what was gathered written, and the steps that have ended marked."""
-        stage, ended = self._stage, self._ended
-        self._stage, self._ended, self._last_flush = Stage(self._layout), [], time.monotonic()
-        self._thread.put(self._flush, stage, ended, nbytes=stage.nbytes)
+        self._pack()
+        nbytes, packed, ended = self._packed_bytes, self._packed, self._ended
+        self._packed, self._ended, self._last_flush = [], [], time.monotonic()
+        self._thread.put(self._flush, ended, *packed, nbytes=nbytes)
 
     # ---- the writer thread
 
@@ -199,99 +213,43 @@ class TraceWriter:
         spec = self.tensors[key]
         expected = self._layout.shape(spec, step)
         if array.shape != expected:
-            raise _misshapen(key, array.shape, expected)
-        data, place = _bytes(as_stored(array, numpy_dtype(spec.dtype))), self._layout.place(spec, step)
-        slot, column = self._slots[place.path], self._column[key]
-        run = Run(slot.offset + place.first * slot.row_bytes, [data])
-        self._checksums[step, column] = max(write_runs(self._fd, [run])[0], 1)  # 0: not written
+            raise misshapen(key, array.shape, expected)
+        with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite there
+            data = _bytes(np.ascontiguousarray(array, numpy_dtype(spec.dtype)))
+        place, column = self._layout.place(spec, step), self._column[key]
+        slot = self._slots[place.path]
+        sum = write_row(self._fd, slot.offset + place.first * slot.row_bytes, data)
+        self._checksums[step, column] = max(sum, 1)  # 0: not written
         self.bytes_written += len(data)
         if len(data) >= MARK_AT_ONCE:
             self._write_checksums(step, column, self._checksums[step, column : column + 1])
 
-    def _keep_block(self, step: int, block: Pending, places: Places) -> None:
-        if places is not self._places:
-            self._write_blocks()
-            self._places, self._in_blocks = places, _InBlocks(places, self.tensors, self._slots, self._column)
-        self._blocks[step] = block
-        if len(self._blocks) * block.nbytes >= FLUSH_BYTES:
-            self._write_blocks()
-
-    def _flush(self, stage: Stage, ended: list[int]) -> None:
+    def _flush(self, ended: list[int], *packed: PackedStep) -> None:
         """Write what was gathered of decode steps, and mark the steps that have ended."""
-        self._write_blocks()
-        self._shapes.clear()
-        self._write_neighbours(self._as_rows(list(stage.runs(self.tensors))))
+        try:
+            for _, alike in groupby(packed, key=lambda step: id(step.places)):
+                self._write_steps([*alike])
+        finally:
+            for step in packed:
+                step.release()
         if ended:
             first, last = ended[0], ended[-1] + 1
             self._write_checksums(first, 0, self._checksums[first:last])
             self._write_rows("/steps/flushed", first, np.ones(last - first, np.uint8))
             self._flushed += last - first
 
-    def _as_rows(self, runs: list[Gathered]) -> list[Neighbours]:
-        """Each step's arrays as their rows are stored; all layers' scores, and so on, are padded at once."""
-        found: list[Neighbours] = []
-        alike: defaultdict[tuple[Any, ...], list[Gathered]] = defaultdict(list)
-        for key, steps, arrays in runs:
-            spec = self.tensors[key]
-            shapes = (
-                self._shapes_of(spec, steps[:1]) * len(steps) if spec.joined else self._shapes_of(spec, steps)
-            )
-            given = [array.shape for array in arrays]
-            if given != shapes:
-                raise next(_misshapen(key, *both) for both in zip(given, shapes) if both[0] != both[1])
-            if spec.joined:
-                found.append((key, steps, _rows_of(arrays, numpy_dtype(spec.dtype))))
-            else:
-                row = self._layout.place(spec, steps[0]).shape[1:]
-                alike[(spec.dtype, row, *shapes)].append((key, steps, arrays))
-        for (dtype, row, *_), group in alike.items():
-            rows = padded([arrays for _, _, arrays in group], row, numpy_dtype(dtype))
-            found += [(key, steps, _rows_of([*own], rows.dtype)) for (key, steps, _), own in zip(group, rows)]
-        return found
-
-    def _shapes_of(self, spec: TensorSpec, steps: list[int]) -> list[tuple[int, ...]]:
-        """The shapes of a tensor in some steps; all layers have the same, so they are worked out once."""
-        which = spec.axes, *spec.sizes.values(), *steps
-        if which not in self._shapes:
-            self._shapes[which] = [self._layout.shape(spec, step) for step in steps]
-        return self._shapes[which]
-
-    def _write_blocks(self) -> None:
-        """Write the rows from where they lie: in each step's block."""
-        steps, blocks = list(self._blocks), list(self._blocks.values())
-        self._blocks = {}
-        try:
-            arrays = [np.asarray(block) for block in blocks]
-            for first, last in pairwise(neighbours(self._layout, steps)) if steps else ():
-                self._write_columns(steps[first:last], arrays[first:last])
-        finally:
-            for block in blocks:
-                block.release()
-
-    def _write_columns(self, steps: list[int], blocks: list[np.ndarray]) -> None:
-        """Write the rows that blocks of neighbouring steps hold."""
-        tensors = self._in_blocks
-        rows = np.where(tensors.joined, self._layout.joined_row(steps[0]), self._layout.decode_row(steps[0]))
-        begin, size, offset = tensors.columns.T
-        columns = np.stack((begin, size, offset + rows * size), axis=1)
-        sums = write_columns(self._fd, columns, blocks)
-        self._checksums[np.ix_(steps, tensors.numbers)] = np.maximum(sums, 1)  # 0: not written
-        self.bytes_written += int(size.sum()) * len(steps)
-        converted = [(key, steps, _stored(blocks, self._places[key], dtype)) for key, dtype in tensors.others]
-        self._write_neighbours(converted)
-
-    def _write_neighbours(self, found: list[Neighbours]) -> None:
-        """Write rows of bytes, and keep their checksums."""
-        runs = []
-        for key, steps, rows in found:
-            place = self._layout.place(self.tensors[key], steps[0])
-            slot = self._slots[place.path]
-            runs.append(Run(slot.offset + place.first * slot.row_bytes, rows))
-            self.bytes_written += len(rows) * slot.row_bytes
-        numbers = np.repeat([self._column[key] for key, _, _ in found], [len(steps) for _, steps, _ in found])
-        where = [step for _, steps, _ in found for step in steps]
-        if found:
-            self._checksums[where, numbers] = np.maximum(write_runs(self._fd, runs), 1)  # 0: not written
+    def _write_steps(self, packed: list[PackedStep]) -> None:
+        """Write the rows of steps whose tensors lie at the same places of their blocks."""
+        places = packed[0].places
+        if places is not self._columns.places:
+            self._columns = _Columns(places, self.tensors, self._slots, self._column)
+        columns = self._columns
+        blocks = {step.index: columns.as_stored(np.asarray(step)) for step in packed}
+        for steps in self._layout.neighbours([*blocks]):
+            table = columns.of(self._layout.joined_row(steps[0]), self._layout.decode_row(steps[0]))
+            sums = write_columns(self._fd, table, [blocks[step] for step in steps])
+            self._checksums[np.ix_(steps, columns.numbers)] = np.maximum(sums, 1)  # 0: not written
+            self.bytes_written += int(table[:, 1].sum()) * len(steps)
 
     def _write_checksums(self, step: int, column: int, sums: np.ndarray) -> None:
         offset = self._slots["/steps/checksums"].offset + (step * len(self.tensors) + column) * 8
@@ -306,43 +264,39 @@ class TraceWriter:
         self.bytes_written += data.nbytes
 
 
-class _InBlocks:
-    """The tensors in an engine's blocks.
+class _Columns:
+    """The tensors in the blocks of decode steps, and where their rows belong in the file.
 
-    Of those that are stored as they are there: `columns` [tensor, (begin, size, offset of row 0)], `numbers`
-    in the catalog and `joined`, whether they have a row for every token.  `others` are of another type.
+    `numbers` are the tensors' in the catalog.
     """
 
     def __init__(
         self, places: Places, specs: dict[Key, TensorSpec], slots: dict[str, Slot], number: dict[Key, int]
     ):
-        here = {key: numpy_dtype(specs[key].dtype) for key in places if key in specs}
-        same = [key for key, dtype in here.items() if dtype == places[key].dtype]
-        self.others = [(key, dtype) for key, dtype in here.items() if dtype != places[key].dtype]
-        self.numbers = [number[key] for key in same]
-        self.joined = np.array([specs[key].joined for key in same], bool)
-        found = [slots[key.path if specs[key].joined else f"{key.path}/decode"] for key in same]
-        for key, slot in zip(same, found):
-            if places[key].nbytes != slot.row_bytes:
-                raise TraceError(f"{key}: {places[key].nbytes} bytes a step, announced as {slot.row_bytes}")
-        table = [(places[key].offset, slot.row_bytes, slot.offset) for key, slot in zip(same, found)]
-        self.columns = np.array(table, np.int64).reshape(-1, 3)
+        self.places = places
+        kept = {key: specs[key] for key in places if key in specs}
+        dtypes = {key: numpy_dtype(spec.dtype) for key, spec in kept.items()}
+        self._same = all(places[key].dtype == dtype for key, dtype in dtypes.items())
+        self._stored, self._size = lay_out({key: (places[key].shape, dtypes[key]) for key in kept})
+        here = places if self._same else self._stored
+        found = [slots[key.path if spec.joined else f"{key.path}/decode"] for key, spec in kept.items()]
+        for key, slot in zip(kept, found):
+            if here[key].nbytes != slot.row_bytes:
+                raise TraceError(f"{key}: {here[key].nbytes} bytes a step, announced as {slot.row_bytes}")
+        table = [(here[key].offset, slot.row_bytes, slot.offset) for key, slot in zip(kept, found)]
+        self._table = np.array(table, np.int64).reshape(-1, 3)
+        self._joined = np.array([spec.joined for spec in kept.values()], bool)
+        self.numbers = [number[key] for key in kept]
 
+    def of(self, joined_row: int, decode_row: int) -> np.ndarray:
+        """The columns (see `rows.write_columns`) whose first rows are these, of joined tensors and others."""
+        begin, size, offset = self._table.T
+        return np.stack((begin, size, offset + np.where(self._joined, joined_row, decode_row) * size), axis=1)
 
-def _rows_of(arrays: list[np.ndarray], dtype: np.dtype) -> list[Row]:
-    """Arrays as rows of `dtype`, without a copy where that is what they are."""
-    same = [a if a.dtype is dtype and a.flags.c_contiguous else as_stored(a, dtype) for a in arrays]
-    return [*same] if dtype.isbuiltin == 1 else [_bytes(row) for row in same]  # bfloat16 is no buffer
-
-
-def _stored(blocks: list[np.ndarray], place: Place, dtype: np.dtype) -> list[Row]:
-    """A tensor's rows in several blocks, each as it is stored."""
-    return [_bytes(as_stored(block[place.span].view(place.dtype), dtype)) for block in blocks]
+    def as_stored(self, block: np.ndarray) -> np.ndarray:
+        """The block with every tensor of the type that the file has."""
+        return block if self._same else convert(block, self.places, self._stored, self._size)
 
 
 def _bytes(array: np.ndarray) -> memoryview:
     return memoryview(array.reshape(-1).view(np.uint8))
-
-
-def _misshapen(key: Key, shape: tuple[int, ...], expected: tuple[int, ...]) -> TraceError:
-    return TraceError(f"{key}: recorded as {shape}, announced as {expected}")

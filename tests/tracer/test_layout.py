@@ -36,6 +36,14 @@ def test_every_row_has_one_place(prompt: int, new: int, chunk: int | None, data:
     assert set(made) == {(place.path, place.shape) for place in blocks}
 
 
+def test_steps_whose_rows_follow_each_other() -> None:
+    """Steps 1 to 6 decode tokens 3 to 8, of which token 5 is not recorded."""
+    layout = Layout(plan_steps(3, 7), np.array([0, 1, 2, 3, 4, 6, 7, 8]))
+    assert layout.neighbours([1, 2, 4, 5, 6]) == [[1, 2, 4, 5, 6]]
+    assert layout.neighbours([1, 4, 5, 2, 6]) == [[1], [4, 5], [2], [6]]
+    assert layout.neighbours([2]) == [[2]]
+
+
 def test_names_of_blocks() -> None:
     one, three = plan_steps(6, 3), plan_steps(6, 3, chunk=2)
     paths = [Layout(steps, np.arange(8)).place(PROBS, 1).path for steps in (one, three)]

@@ -16,6 +16,7 @@ from tensortrace.tracer import rows
 from tensortrace.tracer.errors import TraceError
 from tensortrace.tracer.format import Header, Step, TensorSpec, numpy_dtype, plan_steps
 from tensortrace.tracer.names import Key
+from tensortrace.tracer.packed import Places, lay_out, unpack
 from tensortrace.tracer.trace import Trace
 from tensortrace.tracer.writer import TraceWriter
 
@@ -113,6 +114,82 @@ def test_decode_steps_that_lack_a_tensor(tmp_path: Path, lacking: set[int]) -> N
             for spec in (Q, PROBS):
                 if trace.has(spec.key, step.index):
                     assert trace.read(spec.key, step.index).tobytes() == values(spec, step).tobytes()
+
+
+class Block:
+    """A step's block of an engine with fixed buffers, and whether it was given back."""
+
+    def __init__(self, data: np.ndarray):
+        self.data, self.nbytes, self.released = data, data.nbytes, False
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        assert not self.released
+        return self.data
+
+    def release(self) -> None:
+        self.released = True
+
+
+def blocks_of(steps: list[Step], given_as: str) -> tuple[dict[int, Block], Places]:
+    """Q and PROBS of decode steps, rows of PROBS as long as the longest."""
+    last = steps[-1].kv_len
+    shapes = {spec.key: (spec.shape(1, last), np.dtype(given_as)) for spec in (Q, LOGITS, PROBS)}
+    places, size = lay_out(shapes)
+    blocks = {step.index: Block(np.full(size, 0xFF, np.uint8)) for step in steps[1:]}
+    for step in steps[1:]:
+        for key, room in unpack(blocks[step.index].data, places):
+            if key != LOGITS.key:
+                array = values(Q if key == Q.key else PROBS, step)
+                room[tuple(map(slice, array.shape))] = array
+    return blocks, places
+
+
+@pytest.mark.parametrize("given_as", ["float32", "float64"])
+def test_steps_in_blocks(tmp_path: Path, given_as: str) -> None:
+    """As a GPU's: of the stored type or another, with a tensor that is not wanted, and a step that is not."""
+    steps = plan_steps(2, 7)
+    blocks, places = blocks_of(steps, given_as)
+    with TraceWriter(
+        tmp_path / "a.h5", Header(engine="test"), [Q, PROBS], steps, recorded=[2, 3, 5, 6, 7]
+    ) as w:
+        for step in steps[1:]:
+            w.write_packed(step.index, blocks[step.index], places)
+            w.end_step(step.index)
+        w.finish()
+    assert all(block.released for block in blocks.values())
+    with Trace(tmp_path / "a.h5") as trace:
+        assert trace.complete
+        assert not list(trace.damaged())
+        assert [trace.has(Q.key, step.index) for step in steps] == [
+            False,
+            True,
+            True,
+            False,
+            True,
+            True,
+            True,
+        ]
+        for step in steps:
+            for spec in (Q, PROBS):
+                if trace.has(spec.key, step.index):
+                    found = trace.read(spec.key, step.index)
+                    assert found.dtype == np.float32
+                    assert np.array_equal(found, values(spec, step), equal_nan=True)
+
+
+def test_blocks_of_another_size_are_refused_and_given_back(tmp_path: Path) -> None:
+    steps = plan_steps(2, 3)
+    blocks, places = blocks_of(steps, "float32")
+    wider = TensorSpec(Q.key, Q.axes, {"head": 2, "dim": 4})
+
+    def run() -> None:
+        with TraceWriter(tmp_path / "a.h5", Header(engine="test"), [wider], steps) as writer:
+            for step in steps[1:]:
+                writer.write_packed(step.index, blocks[step.index], places)
+
+    with pytest.raises(TraceError, match="L00 q: 24 bytes a step, announced as 32"):
+        run()
+    assert all(block.released for block in blocks.values())
 
 
 def test_tensors_without_rows_are_kept_whole(tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""Decode steps packed: a step's arrays side by side in one block, each shaped as its row in the trace."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import TraceError
+from .format import TensorSpec, numpy_dtype
+from .layout import Layout
+from .names import Key
+from .packed import Place, lay_out
+from .rows import AXES, pack
+
+
+class Block:
+    """The bytes of a packed step (`packed.Pending`)."""
+
+    def __init__(self, data: np.ndarray, spare: list[np.ndarray]):
+        self.nbytes, self._spare = data.nbytes, spare
+        self._data: np.ndarray | None = data
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        assert self._data is not None, "released"
+        return self._data
+
+    def release(self) -> None:
+        """Let another step have the memory: new memory has to be asked for, page by page."""
+        data, self._data = self._data, None
+        if data is not None:
+            self._spare.append(data)
+
+
+class Form:
+    """How the arrays of decode steps that record the tensors `keys`, in this order, are packed."""
+
+    def __init__(self, keys: Sequence[Key], specs: Sequence[TensorSpec], layout: Layout):
+        self.keys, self._layout = keys, layout
+        self.places, self._size = lay_out(
+            {spec.key: (spec.shape(1, layout.n_tokens), numpy_dtype(spec.dtype)) for spec in specs}
+        )
+        kinds = {(spec.axes, *spec.sizes.items()): spec for spec in specs}  # all layers have the same
+        numbers = {kind: number for number, kind in enumerate(kinds)}
+        self._kinds = list(kinds.values())
+        self._kind = np.array([numbers[(spec.axes, *spec.sizes.items())] for spec in specs], np.intp)
+        self._spots = np.array([_spot(place) for place in self.places.values()], np.int64)
+        self._spare: list[np.ndarray] = []
+
+    def pack(self, step: int, arrays: list[np.ndarray]) -> Block:
+        """The block of a step; TraceError where an array has not the shape that was announced."""
+        block = self._spare.pop() if self._spare else np.empty(self._size, np.uint8)
+        shapes = [self._layout.shape(spec, step) for spec in self._kinds]
+        sizes = np.array([_padded(shape) for shape in shapes], np.int64)
+        for number in pack(arrays, self._spots, sizes[self._kind], block):
+            self._lay(block, self.keys[number], arrays[number], shapes[self._kind[number]])
+        return Block(block, self._spare)
+
+    def _lay(self, block: np.ndarray, key: Key, array: np.ndarray, shape: tuple[int, ...]) -> None:
+        if array.shape != shape:
+            raise misshapen(key, array.shape, shape)
+        place = self.places[key]
+        room = block[place.span].view(place.dtype).reshape(place.shape)
+        if shape != place.shape:
+            block[place.span] = _fill(place.dtype)
+        with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite there
+            room[tuple(map(slice, shape))] = array
+
+
+def _spot(place: Place) -> tuple[int, ...]:
+    """A place as `rows.pack` takes it; an array with more axes than that can is of no kind that it knows."""
+    axes = len(place.shape)
+    kind = ord(place.dtype.char) if place.dtype.isbuiltin == 1 and axes <= AXES else 0
+    return place.offset, kind, _fill(place.dtype), axes, *_padded(place.shape)
+
+
+def _padded(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape, *[1] * (AXES - len(shape)))[:AXES]
+
+
+def _fill(dtype: np.dtype) -> int:
+    """The byte that fills rows which are shorter than the longest: NaN, 0 in integers."""
+    return 0 if dtype.kind in "iu" else 0xFF
+
+
+def misshapen(key: Key, shape: tuple[int, ...], expected: tuple[int, ...]) -> TraceError:
+    return TraceError(f"{key}: recorded as {shape}, announced as {expected}")
