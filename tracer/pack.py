@@ -1,5 +1,6 @@
 """Decode steps packed: a step's arrays side by side in one block, each shaped as its row in the trace."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,8 @@ from .rows import AXES, pack
 class Block:
     """The bytes of a packed step (`packed.Pending`)."""
 
-    def __init__(self, data: np.ndarray, spare: list[np.ndarray]):
-        self.nbytes, self._spare = data.nbytes, spare
+    def __init__(self, data: np.ndarray, pool: "Pool"):
+        self.nbytes, self._pool = data.nbytes, pool
         self._data: np.ndarray | None = data
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -25,10 +26,36 @@ class Block:
         return self._data
 
     def release(self) -> None:
-        """Let another step have the memory: new memory has to be asked for, page by page."""
         data, self._data = self._data, None
         if data is not None:
+            self._pool.give_back(data)
+
+
+class Pool:
+    """Memory for blocks, used again: new memory has to be asked for, page by page."""
+
+    def __init__(self, size: int):
+        self._size, self._out = size, 0
+        self._spare: list[np.ndarray] = []
+        self._changed = threading.Condition()
+
+    def take(self) -> np.ndarray:
+        """uint8 [size], with anything in it."""
+        with self._changed:
+            self._out += 1
+            return self._spare.pop() if self._spare else np.empty(self._size, np.uint8)
+
+    def give_back(self, data: np.ndarray) -> None:
+        with self._changed:
+            self._out -= 1
             self._spare.append(data)
+            self._changed.notify_all()
+
+    def wait_for_all_but(self, nbytes: int) -> None:
+        """Wait until no more than `nbytes` are in use, or two blocks where that is less."""
+        most = max(nbytes // self._size, 2)
+        with self._changed:
+            self._changed.wait_for(lambda: self._out <= most)
 
 
 class Form:
@@ -36,26 +63,32 @@ class Form:
 
     def __init__(self, keys: Sequence[Key], specs: Sequence[TensorSpec], layout: Layout):
         self.keys, self._layout = keys, layout
-        self.places, self._size = lay_out(
+        self.places, size = lay_out(
             {spec.key: (spec.shape(1, layout.n_tokens), numpy_dtype(spec.dtype)) for spec in specs}
         )
+        self.pool = Pool(size)
         kinds = {(spec.axes, *spec.sizes.items()): spec for spec in specs}  # all layers have the same
         numbers = {kind: number for number, kind in enumerate(kinds)}
         self._kinds = list(kinds.values())
         self._kind = np.array([numbers[(spec.axes, *spec.sizes.items())] for spec in specs], np.intp)
         self._spots = np.array([_spot(place) for place in self.places.values()], np.int64)
-        self._spare: list[np.ndarray] = []
 
     def pack(self, step: int, arrays: list[np.ndarray]) -> Block:
         """The block of a step; TraceError where an array has not the shape that was announced."""
-        block = self._spare.pop() if self._spare else np.empty(self._size, np.uint8)
+        data = self.pool.take()
+        block = Block(data, self.pool)
         shapes = [self._layout.shape(spec, step) for spec in self._kinds]
         sizes = np.array([_padded(shape) for shape in shapes], np.int64)
-        for number in pack(arrays, self._spots, sizes[self._kind], block):
-            self._lay(block, self.keys[number], arrays[number], shapes[self._kind[number]])
-        return Block(block, self._spare)
+        try:
+            for number in pack(arrays, self._spots, sizes[self._kind], data):
+                self._lay(data, self.keys[number], arrays[number], shapes[self._kind[number]])
+        except BaseException:
+            block.release()
+            raise
+        return block
 
     def _lay(self, block: np.ndarray, key: Key, array: np.ndarray, shape: tuple[int, ...]) -> None:
+        """Put one array into its place, converted and padded."""
         if array.shape != shape:
             raise misshapen(key, array.shape, shape)
         place = self.places[key]

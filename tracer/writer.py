@@ -29,7 +29,8 @@ from .structure import PIECE_BYTES, Slot, create
 
 BUFFER_BYTES = 256 << 20  # of arrays that wait for the writer thread
 FLUSH_SECONDS = 0.25  # decode steps are gathered this long: their rows are neighbours, so one write does
-FLUSH_BYTES = 64 << 20  # and no more of them than this
+FLUSH_BYTES = 16 << 20  # and no more of them than this
+WAITING_BYTES = 32 << 20  # of packed steps: what was written is used again, and no new memory asked for
 MARK_AT_ONCE = 64 * 1024  # bytes: pieces this large are marked as written without waiting for the step's end
 
 Arrays = dict[Key, np.ndarray]
@@ -121,8 +122,8 @@ class TraceWriter:
 
     def end_step(self, step: int) -> None:
         """Everything of `step` was handed over: it counts as flushed once the writer gets here."""
-        self._ended.append(step)
         self._pack()
+        self._ended.append(step)  # not before: where packing is interrupted, the step is not whole
         waited = time.monotonic() - self._last_flush
         if not self._decodes[step] or waited > FLUSH_SECONDS or self._packed_bytes > FLUSH_BYTES:
             self._hand_over()
@@ -164,13 +165,13 @@ class TraceWriter:
 
     def _pack(self) -> None:
         """Put each step's arrays into a block."""
-        for step, arrays in self._kept.items():
+        kept, self._kept = self._kept, defaultdict(dict)
+        for step, arrays in kept.items():
             keys = list(arrays)
             if self._form is None or self._form.keys != keys:
                 self._form = Form(keys, [self.tensors[key] for key in keys], self._layout)
             block = self._form.pack(step, list(arrays.values()))
             self._packed.append(PackedStep(step, block, self._form.places))
-        self._kept.clear()
 
     @property
     def _packed_bytes(self) -> int:
@@ -182,6 +183,8 @@ class TraceWriter:
         nbytes, packed, ended = self._packed_bytes, self._packed, self._ended
         self._packed, self._ended, self._last_flush = [], [], time.monotonic()
         self._thread.put(self._flush, ended, *packed, nbytes=nbytes)
+        if self._form is not None:
+            self._form.pool.wait_for_all_but(WAITING_BYTES)
 
     # ---- the writer thread
 

@@ -1,5 +1,7 @@
 """Decode steps in blocks, against arrays padded by NumPy."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,7 +10,7 @@ from tensortrace.tracer.errors import TraceError
 from tensortrace.tracer.format import TensorSpec, numpy_dtype, plan_steps
 from tensortrace.tracer.layout import Layout
 from tensortrace.tracer.names import Key
-from tensortrace.tracer.pack import Block, Form
+from tensortrace.tracer.pack import Block, Form, Pool
 from tensortrace.tracer.packed import unpack
 
 pytestmark = pytest.mark.usefixtures("both_kernel_sets")
@@ -85,3 +87,24 @@ def test_a_block_is_used_again_once_it_was_released() -> None:
     third, fourth = form.pack(3, [array]), form.pack(4, [array])
     assert address(third) == free
     assert len({address(block) for block in (second, third, fourth)}) == 3
+
+
+def test_waiting_for_blocks() -> None:
+    """Until no more are in use than fit; two may always be."""
+    pool = Pool(1000)
+    blocks = [pool.take() for _ in range(5)]
+    waited: list[int] = []
+
+    def wait(nbytes: int) -> None:
+        pool.wait_for_all_but(nbytes)
+        waited.append(nbytes)
+
+    wait(5000)
+    threads = [threading.Thread(target=wait, args=(nbytes,)) for nbytes in (4999, 3500, 1)]
+    for thread in threads:
+        thread.start()
+    for nbytes, thread in zip((4999, 3500, 1), threads):
+        assert nbytes not in waited
+        pool.give_back(blocks.pop())
+        thread.join(10)
+        assert waited[-1] == nbytes

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensortrace.tracer import rows
+from tensortrace.tracer import rows, writer
 from tensortrace.tracer.errors import TraceError
 from tensortrace.tracer.format import Header, Step, TensorSpec, numpy_dtype, plan_steps
 from tensortrace.tracer.names import Key
@@ -266,6 +266,31 @@ def test_a_wrong_shape_is_said_and_nothing_hangs(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=r"L00 q: recorded as \(3, 2, 4\), announced as \(3, 2, 3\)"):
         run()
     assert not Trace(tmp_path / "a.h5").complete
+
+
+def test_a_wrong_shape_in_a_decode_step_is_said_and_the_steps_before_are_kept(tmp_path: Path) -> None:
+    steps = plan_steps(3, 4)
+
+    def run() -> None:
+        with TraceWriter(tmp_path / "a.h5", Header(engine="test"), [Q], steps) as writer:
+            for step, width in zip(steps, (3, 3, 4, 3)):
+                writer.write(step.index, Q.key, np.zeros((step.n_tokens, 2, width), np.float32))
+                writer.end_step(step.index)
+
+    with pytest.raises(TraceError, match=r"L00 q: recorded as \(1, 2, 4\), announced as \(1, 2, 3\)"):
+        run()
+    assert [Trace(tmp_path / "a.h5").has(Q.key, step.index) for step in steps] == [True, True, False, False]
+
+
+def test_steps_that_are_larger_than_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a large model: two of them may be in memory, whatever else the limits say."""
+    monkeypatch.setattr(writer, "FLUSH_BYTES", 1)
+    monkeypatch.setattr(writer, "WAITING_BYTES", 1)
+    steps = plan_steps(3, 40)
+    write(tmp_path / "a.h5", SPECS, steps, buffer_bytes=1)
+    with Trace(tmp_path / "a.h5") as trace:
+        assert trace.flushed == steps
+        assert not list(trace.damaged())
 
 
 def test_an_error_of_the_writer_thread_reaches_the_caller(tmp_path: Path) -> None:
