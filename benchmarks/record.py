@@ -37,23 +37,17 @@ from tensortrace.tracer.trace import Trace
 from tensortrace.tracer.writer import TraceWriter
 
 PREFILL, DECODE = 512, 64
-AT_HAND = 3 << 29  # bytes: what recording a prefill needs of memory
 NO_SOFTMAX_STATE = (
     "embd,attn*,q*,k*,v,scores,probs,resid*,ffn*,gate,up,act,final_norm,logits"  # what torch has
 )
 Row = dict[str, Any]
 
 
-def best(repeat: int, *bodies: Callable[[], float], at_hand: int = 0) -> list[float]:
-    """The least seconds of each body, run in turn; `at_hand` bytes of memory are there beforehand.
-
-    A virtual machine has to ask its host for memory that it has not used for a few seconds, at a second or
-    two for a gigabyte: as much as a prefill takes.
-    """
+def best(repeat: int, *bodies: Callable[[], float]) -> list[float]:
+    """The least seconds of each body, run in turn."""
     times: list[list[float]] = [[] for _ in bodies]
     for _ in range(repeat):
         for body, kept in zip(bodies, times):
-            np.ones(at_hand, np.uint8)
             kept.append(body())
     return [min(kept) for kept in times]
 
@@ -107,7 +101,6 @@ def against_nothing(run: Run, folder: Path, repeat: int) -> list[Row]:
             repeat,
             lambda p=prompt, n=new: run.recorded(p, n),
             lambda p=prompt, n=new: run.plain(p, n),
-            at_hand=AT_HAND if what == "prefill" else 0,
         )
         count, size = (PREFILL if what == "prefill" else DECODE), run.path.stat().st_size
         rows.append(
@@ -115,7 +108,7 @@ def against_nothing(run: Run, folder: Path, repeat: int) -> list[Row]:
         )
         if what == "prefill":
             sides = partial(_beside, run, folder, size), partial(run.plain, PREFILL, 1)
-            both, alone = best(repeat, *sides, at_hand=AT_HAND)
+            both, alone = best(repeat, *sides)
             name = f"the floor: {what} beside a thread that writes as many bytes to a plain file / alone"
             rows.append(row(name, both, alone, None, bytes=size))
     return rows
@@ -188,7 +181,7 @@ def _write_rows(
         return time.perf_counter() - start
 
     sides = trace, partial(plain, -1), partial(plain, 1 << 20)
-    ours, other, gathered = best(repeat, *sides, at_hand=AT_HAND)
+    ours, other, gathered = best(repeat, *sides)
     return [
         row(f"{what}: trace / plain file", ours, other, 1.5, bytes=total),
         row(f"{what}: trace / plain file that gathers 1 MB at a time", ours, gathered, None, bytes=total),
@@ -225,7 +218,6 @@ def against_transformers(run: Run, folder: Path, repeat: int) -> list[Row]:
             repeat,
             lambda p=prompt, n=new: run.recorded(p, n, NO_SOFTMAX_STATE),
             lambda p=prompt, n=new: hooked(p, n),
-            at_hand=AT_HAND if new == 1 else 0,
         )
         name = f"{what} tokens: ours / transformers eager, hooks and HDF5"
         rows.append(row(name, ours, other, 0.5, bytes=run.path.stat().st_size))
@@ -265,8 +257,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"SmolLM2-135M (Q4_1), float32, {about['cores']} cores ({about['cpu']}),",
         f"{versions}, {about['date']}; BLAS threads: {about['blas_threads']}; load average before: "
         f"{about['load_before']}.",
-        f"Best of {report['repeat']} alternating runs, prefills with memory at hand; "
-        "made by `python benchmarks/record.py`.",
+        f"Best of {report['repeat']} alternating runs; made by `python benchmarks/record.py`.",
         "",
         "| what | ours | other | ratio | goal | bytes |",
         "|---|--:|--:|--:|--:|--:|",

@@ -259,7 +259,8 @@ static PyObject *py_pack(PyObject *self, PyObject *arguments) {
   const Py_ssize_t n = PyList_Size(list);
   const Spot *spot = spots.buf;
   const int64_t *size = sizes.buf;
-  int good = left && n >= 0 && spots.len == n * (Py_ssize_t)sizeof *spot && sizes.len == n * AXES * (Py_ssize_t)sizeof *size;
+  int good = left && n >= 0 && spots.len == n * (Py_ssize_t)sizeof *spot &&
+             sizes.len == n * AXES * (Py_ssize_t)sizeof *size;
   if (!good && !PyErr_Occurred()) answer(0, 0);
   for (Py_ssize_t i = 0; good && i < n; ++i, ++spot, size += AXES)
     if (!pack_one(PyList_GetItem(list, i), spot, size, &block)) {
