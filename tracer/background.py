@@ -7,9 +7,7 @@ from typing import Any
 
 from .packed import Pending
 
-HAND_OVER = (
-    256 * 1024
-)  # bytes: an item for each of a decode step's 600 tensors would cost more than their writing
+HAND_OVER = 256 * 1024  # bytes: an item for every small array would cost more than its writing
 
 Action = tuple[Callable[..., None], tuple[Any, ...]]
 
@@ -22,7 +20,8 @@ class Background:
         self._batch: list[Action] = []
         self._batch_bytes = 0
         self._free = buffer_bytes
-        self._room = threading.Condition()
+        # bytes that are no longer needed; an interrupt from the keyboard could leave a lock closed
+        self._done: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._drain, name=name, daemon=True)
         self._thread.start()
@@ -31,6 +30,7 @@ class Background:
         """Have `action(*arguments)` carried out, which keeps `nbytes` alive until then.
 
         Waits while more than the buffer's bytes are on their way.  What need not be soon is gathered first.
+        To be called by one thread.
         """
         self._batch.append((action, arguments))
         self._batch_bytes += nbytes
@@ -46,9 +46,9 @@ class Background:
     def _hand_over(self) -> None:
         batch, nbytes = self._batch, self._batch_bytes
         self._batch, self._batch_bytes = [], 0
-        with self._room:
-            self._room.wait_for(lambda: self._free > 0 or self.error is not None)
-            self._free -= nbytes
+        while self._free <= 0:
+            self._free += self._done.get()
+        self._free -= nbytes
         self._queue.put((nbytes, batch))
 
     def _drain(self) -> None:
@@ -56,9 +56,8 @@ class Background:
             nbytes = item[0]
             self._carry_out(item[1])
             del item  # and with it the arrays
-            with self._room:
-                self._free += nbytes
-                self._room.notify()
+            if nbytes:
+                self._done.put(nbytes)
 
     def _carry_out(self, batch: list[Action]) -> None:
         try:

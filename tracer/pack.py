@@ -1,6 +1,6 @@
 """Decode steps packed: a step's arrays side by side in one block, each shaped as its row in the trace."""
 
-import threading
+import queue
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,30 +32,33 @@ class Block:
 
 
 class Pool:
-    """Memory for blocks, used again: new memory has to be asked for, page by page."""
+    """Memory for blocks, used again: new memory has to be asked for, page by page.
+
+    One thread takes it.  Others give it back, through a queue: an interrupt from the keyboard could leave a
+    lock closed.
+    """
 
     def __init__(self, size: int):
         self._size, self._out = size, 0
         self._spare: list[np.ndarray] = []
-        self._changed = threading.Condition()
+        self._back: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
+        self.give_back = self._back.put
 
     def take(self) -> np.ndarray:
         """uint8 [size], with anything in it."""
-        with self._changed:
-            self._out += 1
-            return self._spare.pop() if self._spare else np.empty(self._size, np.uint8)
-
-    def give_back(self, data: np.ndarray) -> None:
-        with self._changed:
-            self._out -= 1
-            self._spare.append(data)
-            self._changed.notify_all()
+        while not self._back.empty():
+            self._collect()
+        self._out += 1
+        return self._spare.pop() if self._spare else np.empty(self._size, np.uint8)
 
     def wait_for_all_but(self, nbytes: int) -> None:
         """Wait until no more than `nbytes` are in use, or two blocks where that is less."""
-        most = max(nbytes // self._size, 2)
-        with self._changed:
-            self._changed.wait_for(lambda: self._out <= most)
+        while self._out > max(nbytes // self._size, 2):
+            self._collect()
+
+    def _collect(self) -> None:
+        self._spare.append(self._back.get())
+        self._out -= 1
 
 
 class Form:

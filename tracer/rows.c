@@ -182,7 +182,7 @@ static Buffers take(PyObject *list) {
 }
 
 static PyObject *answer(int fits, int error) {
-  if (!fits) PyErr_SetString(PyExc_ValueError, "write: the arrays do not fit together");
+  if (!fits) PyErr_SetString(PyExc_ValueError, "the arrays do not fit together");
   if (fits && error) {
     errno = error;
     PyErr_SetFromErrno(PyExc_OSError);

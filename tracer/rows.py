@@ -1,7 +1,7 @@
 """Packing arrays into blocks, and writing rows of many blocks with their checksums.
 
-Compiled (`rows.c`) where the package was built with a C compiler: all arrays or rows are then one call, which
-leaves the interpreter to the engine that runs meanwhile.
+Compiled (`rows.c`) where the package was built with a C compiler: all arrays or rows are then one call, and
+writing leaves the interpreter to the engine that runs meanwhile.
 """
 
 import errno

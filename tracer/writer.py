@@ -10,6 +10,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,9 @@ from .structure import PIECE_BYTES, Slot, create
 BUFFER_BYTES = 256 << 20  # of arrays that wait for the writer thread
 FLUSH_SECONDS = 0.25  # decode steps are gathered this long: their rows are neighbours, so one write does
 FLUSH_BYTES = 16 << 20  # and no more of them than this
-WAITING_BYTES = 32 << 20  # of packed steps: what was written is used again, and no new memory asked for
+WAITING_BYTES = (
+    32 << 20
+)  # of steps packed here that may wait before the engine does: their memory is used again
 MARK_AT_ONCE = 64 * 1024  # bytes: pieces this large are marked as written without waiting for the step's end
 
 Arrays = dict[Key, np.ndarray]
@@ -40,7 +43,8 @@ class TraceWriter:
     """Writes one run.  Use as a context manager; without `finish` the trace stays marked incomplete.
 
     `write` hands an array over to a writer thread and must not be followed by changes to the array;
-    `end_step` makes the step count as flushed.  A failed write raises TraceError from the next call.
+    `end_step` makes the step count as flushed.  A failed write or a wrong shape raises TraceError from that
+    call or a later one, and the trace stays incomplete.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class TraceWriter:
         self._flushed = 0
         self._kept: defaultdict[int, Arrays] = defaultdict(dict)  # of decode steps that have not ended
         self._form: Form | None = None
+        self._error: Exception | None = None  # met here; the writer thread keeps its own
         self._packed: list[PackedStep] = []  # the decode steps since the last flush
         self._columns = _Columns({}, {}, {}, {})
         self._ended: list[int] = []
@@ -96,10 +101,12 @@ class TraceWriter:
 
     def write_packed(self, step: int, block: Pending, places: Places) -> None:
         """Record a whole decode step that lies in one block; `places` are the same in every step."""
-        if self._counts[step]:
-            self._packed.append(PackedStep(step, block, places))
-        else:
+        if not self._counts[step]:
             let_go(block)
+            return
+        self._packed.append(PackedStep(step, block, places))
+        if self._packed_bytes > FLUSH_BYTES:  # before the step ends: the engine may need the block for that
+            self._hand_over()
 
     def write_recorded(self, step: int, key: Key, array: np.ndarray) -> None:
         """Record `array` that holds just the step's recorded rows already (of another trace)."""
@@ -122,6 +129,7 @@ class TraceWriter:
 
     def end_step(self, step: int) -> None:
         """Everything of `step` was handed over: it counts as flushed once the writer gets here."""
+        self._raise_failed()
         self._pack()
         self._ended.append(step)  # not before: where packing is interrupted, the step is not whole
         waited = time.monotonic() - self._last_flush
@@ -132,6 +140,7 @@ class TraceWriter:
     def finish(self) -> None:
         """Mark the run complete."""
         self._hand_over()
+        self._raise_failed()
         self._put(self._write_rows, "/complete", 0, np.ones(1, np.uint8))
         self.close()
 
@@ -139,11 +148,12 @@ class TraceWriter:
         """Wait until all is written; raises TraceError where something could not be."""
         if self._fd < 0:
             return
-        if self._thread.error is None:
+        try:
             self._hand_over()
-        self._thread.finish()
-        os.close(self._fd)
-        self._fd = -1
+        finally:
+            self._thread.finish()
+            os.close(self._fd)
+            self._fd = -1
         self._raise_failed()
 
     def __enter__(self) -> "TraceWriter":
@@ -155,11 +165,8 @@ class TraceWriter:
         if kind is None:
             self.close()
             return
-        try:  # the first error is the one to show
+        with suppress(TraceError):  # the first error is the one to show
             self.close()
-        except TraceError:
-            if self._thread.error is None:
-                raise
 
     # ---- gathering decode steps
 
@@ -170,7 +177,11 @@ class TraceWriter:
             keys = list(arrays)
             if self._form is None or self._form.keys != keys:
                 self._form = Form(keys, [self.tensors[key] for key in keys], self._layout)
-            block = self._form.pack(step, list(arrays.values()))
+            try:
+                block = self._form.pack(step, list(arrays.values()))
+            except Exception as error:
+                self._error = error
+                raise
             self._packed.append(PackedStep(step, block, self._form.places))
 
     @property
@@ -179,10 +190,12 @@ class TraceWriter:
 
     def _hand_over(self) -> None:
         """Have what was gathered written, and the steps that have ended marked."""
-        self._pack()
-        nbytes, packed, ended = self._packed_bytes, self._packed, self._ended
-        self._packed, self._ended, self._last_flush = [], [], time.monotonic()
-        self._thread.put(self._flush, ended, *packed, nbytes=nbytes)
+        try:
+            self._pack()
+        finally:
+            nbytes, packed, ended = self._packed_bytes, self._packed, self._ended
+            self._packed, self._ended, self._last_flush = [], [], time.monotonic()
+            self._thread.put(self._flush, ended, *packed, nbytes=nbytes)
         if self._form is not None:
             self._form.pool.wait_for_all_but(WAITING_BYTES)
 
@@ -193,7 +206,7 @@ class TraceWriter:
         self._raise_failed()
 
     def _raise_failed(self) -> None:
-        error = self._thread.error
+        error = self._error or self._thread.error
         if error is None:
             return
         if not isinstance(error, OSError):

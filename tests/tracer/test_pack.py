@@ -93,18 +93,19 @@ def test_waiting_for_blocks() -> None:
     """Until no more are in use than fit; two may always be."""
     pool = Pool(1000)
     blocks = [pool.take() for _ in range(5)]
+    pool.wait_for_all_but(5000)
     waited: list[int] = []
 
-    def wait(nbytes: int) -> None:
-        pool.wait_for_all_but(nbytes)
-        waited.append(nbytes)
+    def wait() -> None:
+        for nbytes in (4999, 3500, 1):
+            pool.wait_for_all_but(nbytes)
+            waited.append(nbytes)
 
-    wait(5000)
-    threads = [threading.Thread(target=wait, args=(nbytes,)) for nbytes in (4999, 3500, 1)]
-    for thread in threads:
-        thread.start()
-    for nbytes, thread in zip((4999, 3500, 1), threads):
-        assert nbytes not in waited
+    thread = threading.Thread(target=wait)
+    thread.start()
+    for so_far in ([], [4999], [4999, 3500]):
+        thread.join(0.05)
+        assert waited == so_far
         pool.give_back(blocks.pop())
-        thread.join(10)
-        assert waited[-1] == nbytes
+    thread.join(10)
+    assert waited == [4999, 3500, 1]

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections import namedtuple
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -120,14 +121,18 @@ class Block:
     """A step's block of an engine with fixed buffers, and whether it was given back."""
 
     def __init__(self, data: np.ndarray):
-        self.data, self.nbytes, self.released = data, data.nbytes, False
+        self.data, self.nbytes, self.given_back = data, data.nbytes, threading.Event()
+
+    @property
+    def released(self) -> bool:
+        return self.given_back.is_set()
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         assert not self.released
         return self.data
 
     def release(self) -> None:
-        self.released = True
+        self.given_back.set()
 
 
 def blocks_of(steps: list[Step], given_as: str) -> tuple[dict[int, Block], Places]:
@@ -280,6 +285,81 @@ def test_a_wrong_shape_in_a_decode_step_is_said_and_the_steps_before_are_kept(tm
     with pytest.raises(TraceError, match=r"L00 q: recorded as \(1, 2, 4\), announced as \(1, 2, 3\)"):
         run()
     assert [Trace(tmp_path / "a.h5").has(Q.key, step.index) for step in steps] == [True, True, False, False]
+
+
+def test_whoever_goes_on_after_a_wrong_shape_is_told_again(tmp_path: Path) -> None:
+    """What lacks a tensor must not count as whole."""
+    steps = plan_steps(3, 4)
+    writer = TraceWriter(tmp_path / "a.h5", Header(engine="test"), [Q], steps)
+    for step, width in zip(steps, (3, 3, 4, 3)):
+        writer.write(step.index, Q.key, np.zeros((step.n_tokens, 2, width), np.float32))
+        with suppress(TraceError):
+            writer.end_step(step.index)
+    for call in (writer.finish, writer.close):
+        with pytest.raises(TraceError, match="L00 q: recorded as"):
+            call()
+    trace = Trace(tmp_path / "a.h5")
+    assert not trace.complete
+    assert trace.flushed == steps[:2]
+
+
+def test_a_wrong_shape_of_a_step_that_was_interrupted_hides_nothing(tmp_path: Path) -> None:
+    """The steps before are whole, the first error is the one shown, and nothing stays open."""
+    steps, threads = plan_steps(3, 6), threading.active_count()
+
+    def run() -> None:
+        with TraceWriter(tmp_path / "a.h5", Header(engine="test"), [Q], steps) as writer:
+            for step in steps[:4]:
+                writer.write(step.index, Q.key, values(Q, step))
+                writer.end_step(step.index)
+            writer.write(4, Q.key, np.zeros((1, 2, 4), np.float32))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert Trace(tmp_path / "a.h5").flushed == steps[:4]
+    assert threading.active_count() == threads
+
+
+def test_a_large_block_is_written_before_its_step_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU whose buffers are all in it cannot end the step before it has one back."""
+    monkeypatch.setattr(writer, "FLUSH_BYTES", 1)
+    steps = plan_steps(2, 4)
+    blocks, places = blocks_of(steps, "float32")
+    with TraceWriter(tmp_path / "a.h5", Header(engine="test"), [Q, PROBS], steps) as trace_writer:
+        for step in steps[1:]:
+            trace_writer.write_packed(step.index, blocks[step.index], places)
+            assert blocks[step.index].given_back.wait(10)
+            trace_writer.end_step(step.index)
+        trace_writer.finish()
+    with Trace(tmp_path / "a.h5") as trace:
+        assert trace.complete
+        assert [trace.has(PROBS.key, step.index) for step in steps] == [False, True, True, True]
+
+
+@pytest.mark.usefixtures("written_by_python")
+def test_blocks_are_given_back_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were written, those on their way, and those that were only gathered."""
+    steps = plan_steps(2, 6)
+    blocks, places = blocks_of(steps, "float32")
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def run() -> None:
+        with TraceWriter(tmp_path / "a.h5", Header(engine="test"), [Q, PROBS], steps) as trace_writer:
+            monkeypatch.setattr(os, "pwritev", full)
+            trace_writer.write_tokens(0, [1, 2])
+            for step in steps[1:]:
+                trace_writer.write_packed(step.index, blocks[step.index], places)
+
+    with pytest.raises(TraceError, match="the disk is full"):
+        run()
+    assert all(block.released for block in blocks.values())
 
 
 def test_steps_that_are_larger_than_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
