@@ -1,9 +1,10 @@
-"""A GPU for the tests of the CUDA engine: the kernels compiled for the CPU, or a real one."""
+"""What tests of the tracer share: a GPU (the kernels compiled for the CPU, or a real one), writing in Python."""
 
 import pytest
 from fake_device import FakeDevice
 from host_gpu import HostDevice
 from tensortrace.kernels import cuda as gpu
+from tensortrace.tracer import rows
 from tensortrace.tracer.device import CudaDevice
 
 
@@ -17,3 +18,9 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> F
     for name in ("empty", "zeros", "kernel", "matmul"):
         monkeypatch.setattr(gpu, name, getattr(host, name))
     return FakeDevice(host)
+
+
+@pytest.fixture
+def written_by_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are written by os.pwritev, which a test can put another function in place of."""
+    monkeypatch.setattr(rows, "LIBRARY", None)
