@@ -1,4 +1,4 @@
-"""What tests of the tracer share: a GPU (the kernels compiled for the CPU, or a real one), writing in Python."""
+"""What tests of the tracer share: a GPU, real or its kernels on the CPU, writing in Python."""
 
 import pytest
 from fake_device import FakeDevice
