@@ -31,9 +31,7 @@ from .structure import PIECE_BYTES, Slot, create
 BUFFER_BYTES = 256 << 20  # of arrays that wait for the writer thread
 FLUSH_SECONDS = 0.25  # decode steps are gathered this long: their rows are neighbours, so one write does
 FLUSH_BYTES = 16 << 20  # and no more of them than this
-WAITING_BYTES = (
-    32 << 20
-)  # of steps packed here that may wait before the engine does: their memory is used again
+WAITING_BYTES = 32 << 20  # of steps packed here, before the engine waits: their memory is used again
 MARK_AT_ONCE = 64 * 1024  # bytes: pieces this large are marked as written without waiting for the step's end
 
 Arrays = dict[Key, np.ndarray]
