@@ -26,6 +26,7 @@ class Block:
         return self._data
 
     def release(self) -> None:
+        """Let another step have the memory."""
         data, self._data = self._data, None
         if data is not None:
             self._pool.give_back(data)
@@ -52,7 +53,7 @@ class Pool:
         return self._spare.pop() if self._spare else np.empty(self._size, np.uint8)
 
     def wait_for_all_but(self, nbytes: int) -> None:
-        """Wait until no more than `nbytes` are in use, or two blocks where that is less."""
+        """Wait until no more than `nbytes` are in use; two blocks always may be."""
         while self._out > max(nbytes // self._size, 2):
             self._collect()
 
@@ -78,10 +79,10 @@ class Form:
 
     def pack(self, step: int, arrays: list[np.ndarray]) -> Block:
         """The block of a step; TraceError where an array has not the shape that was announced."""
-        data = self.pool.take()
-        block = Block(data, self.pool)
         shapes = [self._layout.shape(spec, step) for spec in self._kinds]
         sizes = np.array([_padded(shape) for shape in shapes], np.int64)
+        data = self.pool.take()
+        block = Block(data, self.pool)
         try:
             for number in pack(arrays, self._spots, sizes[self._kind], data):
                 self._lay(data, self.keys[number], arrays[number], shapes[self._kind[number]])

@@ -126,10 +126,10 @@ static int write_columns(int fd, const Column *columns, int64_t n, struct iovec 
 
 /* Copies an array of `size` items along its axes into its room; 0 where more than one axis is shorter. */
 static int lay(char *to, const char *from, const int64_t *size, const Spot *spot, size_t item) {
-  size_t outer = 1, part = item, whole = item;
+  size_t outer = 1, part = item;
   int axis = (int)spot->axes;
   while (axis > 0 && size[axis - 1] == spot->room[axis - 1]) part *= (size_t)size[--axis];
-  whole = part;
+  size_t whole = part;
   if (axis > 0) {
     --axis;
     whole *= (size_t)spot->room[axis];

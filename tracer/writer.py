@@ -34,8 +34,6 @@ FLUSH_BYTES = 16 << 20  # and no more of them than this
 WAITING_BYTES = 32 << 20  # of steps packed here, before the engine waits: their memory is used again
 MARK_AT_ONCE = 64 * 1024  # bytes: pieces this large are marked as written without waiting for the step's end
 
-Arrays = dict[Key, np.ndarray]
-
 
 class TraceWriter:
     """Writes one run.  Use as a context manager; without `finish` the trace stays marked incomplete.
@@ -66,7 +64,9 @@ class TraceWriter:
         self._column = {key: i for i, key in enumerate(self.tensors)}
         self._checksums = np.zeros((len(self.steps), len(self.tensors)), np.uint64)
         self._flushed = 0
-        self._kept: defaultdict[int, Arrays] = defaultdict(dict)  # of decode steps that have not ended
+        self._kept: defaultdict[int, dict[Key, np.ndarray]] = defaultdict(
+            dict
+        )  # of decode steps that have not ended
         self._form: Form | None = None
         self._error: Exception | None = None  # met here; the writer thread keeps its own
         self._packed: list[PackedStep] = []  # the decode steps since the last flush
